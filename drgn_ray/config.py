@@ -1,0 +1,144 @@
+"""Settings of a run: one spelling for flag, YAML key, field and MLflow parameter.
+
+Frozen, and unknown keys are refused.  The docstring under a field is its ``--help`` text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ValidationError as PydanticError
+
+from drgn_ray.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Settings):
+    """Which particles, in which order."""
+
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the particles held out for validation (whole chunks of the store, drawn with the seed)."""
+    slices_per_epoch: PositiveInt | None = None
+    """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
+
+
+class ModelConfig(Settings):
+    """The network."""
+
+    zdim: PositiveInt = 8
+    """Dimension of the latent space."""
+    encoder: Literal["residual"] = "residual"
+    """Kind of encoder."""
+    enc_dim: PositiveInt = 1024
+    """Width of the encoder."""
+    enc_layers: NonNegativeInt = 3
+    """Residual layers of the encoder."""
+    decoder: Literal["coordinate"] = "coordinate"
+    """Kind of decoder."""
+    dec_dim: PositiveInt = 1024
+    """Width of the decoder."""
+    dec_layers: NonNegativeInt = 3
+    """Residual layers of the decoder."""
+    pe_type: Literal["gaussian", "geom_ft", "geom_full", "geom_lowf", "geom_nohighf"] = "gaussian"
+    """Positional encoding."""
+    pe_dim: Annotated[int, Field(ge=2)] | None = None
+    """Frequencies an axis of the positional encoding; None: half the box size."""
+    feat_sigma: PositiveFloat = 0.5
+    """Standard deviation of the gaussian encoding's frequencies, in units of half the box size."""
+    beta: NonNegativeFloat | None = None
+    """Weight of the KL divergence; None: 1/zdim."""
+    window: bool = True
+    """Mask images with a soft circular window."""
+
+
+class TrainingConfig(Settings):
+    """The optimisation."""
+
+    num_epochs: Annotated[PositiveInt, tyro.conf.arg(aliases=["-n"])] = 20
+    """Passes over the particles."""
+    batch_size: Annotated[PositiveInt, tyro.conf.arg(aliases=["-b"])] = 16
+    """Images a step, over all workers together."""
+    lr: PositiveFloat = 1e-4
+    """Learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up; cosine ends at zero."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs over which the learning rate rises from zero."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of Adam."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the decoder; auto: bf16 where the hardware multiplies it fast, else fp32."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order of particles and latent noise."""
+
+
+class ResourcesConfig(Settings):
+    """Where it runs; never changes the result."""
+
+    num_workers: Annotated[NonNegativeInt, tyro.conf.arg(aliases=["--workers"])] = 1
+    """Training processes, one a GPU where there are GPUs; 0 trains in this process, without Ray."""
+    cpus_per_worker: PositiveInt | None = None
+    """CPUs reserved (and threads used) by a worker; None: what the machines have less one for reading, shared out."""
+    log_seconds: PositiveFloat = 10.0
+    """Seconds between lines of progress, which are also the points of MLflow's live metrics."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints to keep."""
+
+
+class RunConfig(Settings):
+    """Everything a training run is made of."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by field name, without the sections (MLflow parameters)."""
+        return {name: value for section in self.model_dump().values() for name, value in section.items()}
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a YAML configuration; keys it leaves out keep their defaults."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(str(path), f"cannot be read as YAML ({_one_line(error)})", "pass a readable YAML file") from error
+    try:
+        return RunConfig.model_validate(raw or {})
+    except PydanticError as error:
+        raise ConfigError(str(path), describe(error), "mend that key, or see `drgn-ray train --help`") from error
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write all settings as YAML, in sections."""
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def describe(error: PydanticError) -> str:
+    """Say in one line what a validation found: key, value, rule."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg'].lower()}" for item in error.errors()
+    )
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ in a way that changes the result: {field: (old, new)}.
+
+    Resources may differ, and so may `num_epochs` (a run can be continued or cut short).
+    """
+    before, after = ({**c.data.model_dump(), **c.model.model_dump(), **c.training.model_dump()} for c in (old, new))
+    return {k: (before[k], after[k]) for k in before if before[k] != after[k] and k != "num_epochs"}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

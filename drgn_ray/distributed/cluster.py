@@ -1,0 +1,72 @@
+"""Connecting to Ray, and what its machines have."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from drgn_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # bars flood the logs of jobs
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # which prints workers' lines twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's relative paths mean what they say
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def connected(num_cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray: the cluster of ``RAY_ADDRESS`` (set in a job), else one of our own on this machine.
+
+    Parameters
+    ----------
+    num_cpus
+        Logical CPUs of our own; None: what the machine has, and at least two, so that reading and training both fit.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    else:
+        logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
+        cpus = max(os.cpu_count() or 1, 2) if num_cpus is None else num_cpus
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=True
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def job_id() -> str:
+    """The id of the job submitted, or else of this driver."""
+    context = ray.get_runtime_context()
+    return os.environ.get("RAY_JOB_SUBMISSION_ID") or context.get_job_id()
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The user's mistake that a Ray error carries from another process, if it does."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError) and not isinstance(current, ray.exceptions.RayError):
+            return current
+        waiting += [e for e in (getattr(current, "cause", None), current.__cause__, current.__context__) if e]
+        failures = getattr(current, "worker_failures", None) or {}
+        waiting += [e for e in failures.values() if isinstance(e, BaseException)]
+    return None

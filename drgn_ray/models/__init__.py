@@ -1,0 +1,50 @@
+"""Networks, and the registry from which configuration and sweeps choose them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from drgn_ray.models.decoder import CoordinateDecoder
+from drgn_ray.physics.observation import Observer
+from drgn_ray.models.vae import VAE, ResidualEncoder
+
+DECODERS = {"coordinate": CoordinateDecoder}
+ENCODERS = {"residual": ResidualEncoder}
+
+
+class ModelSettings(Protocol):
+    """What `build_vae` reads of a configuration (`drgn_ray.config.ModelConfig`)."""
+
+    zdim: int
+    encoder: str
+    enc_dim: int
+    enc_layers: int
+    decoder: str
+    dec_dim: int
+    dec_layers: int
+    pe_type: str
+    pe_dim: int | None
+    feat_sigma: float
+    beta: float | None
+    window: bool
+
+
+def build_vae(model: ModelSettings, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool) -> VAE:
+    """Build the network for images of a store; weights are drawn from torch's global generator."""
+    observer = Observer(
+        box_size=box_size, data_sign=data_sign, hartley_std=hartley_std, window=model.window, ctf=ctf
+    )
+    encoder = ENCODERS[model.encoder](
+        num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
+    )
+    decoder = DECODERS[model.decoder](
+        box_size=box_size,
+        zdim=model.zdim,
+        dec_dim=model.dec_dim,
+        dec_layers=model.dec_layers,
+        pe_type=model.pe_type,
+        pe_dim=model.pe_dim,
+        feat_sigma=model.feat_sigma,
+    )
+    beta = 1 / model.zdim if model.beta is None else model.beta
+    return VAE(observer=observer, encoder=encoder, decoder=decoder, beta=beta)

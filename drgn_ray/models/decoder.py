@@ -1,0 +1,79 @@
+"""The coordinate decoder: a network from (frequency, z) to the volume's Fourier coefficient.
+
+Shape letters: B images, P half-disc points, K frequencies of the encoding, W width, Z zdim.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drgn_ray.models.encoding import encoding_frequencies
+from drgn_ray.models.mlp import ResidualMLP
+
+
+class CoordinateDecoder(nn.Module):
+    """Fourier coefficients of the volume of latent z at points of the half-space k_z <= 0, mirrored elsewhere.
+
+    The volume is real, so F(-k) = conj F(k): points with k_z > 0 are evaluated at -k and conjugated (section 2.7 of
+    the method notes).
+
+    Parameters
+    ----------
+    box_size
+        D, px; sets the encoding's frequencies.
+    zdim, dec_dim, dec_layers
+        Latent dimension, width, number of residual layers.
+    pe_type, pe_dim, feat_sigma
+        Positional encoding, see `encoding_frequencies`; `pe_dim` None is D/2.
+    """
+
+    frequencies: Float[Tensor, "K 3"]
+
+    def __init__(
+        self,
+        *,
+        box_size: int,
+        zdim: int,
+        dec_dim: int,
+        dec_layers: int,
+        pe_type: str,
+        pe_dim: int | None,
+        feat_sigma: float,
+    ) -> None:
+        super().__init__()
+        pe_dim = box_size // 2 if pe_dim is None else pe_dim
+        self.register_buffer("frequencies", encoding_frequencies(pe_type, box_size, pe_dim, feat_sigma))
+        self.num_features = 2 * len(self.frequencies)
+        self.mlp = ResidualMLP(self.num_features + zdim, dec_layers, dec_dim, out_features=2)
+
+    def slices(
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], freq: Float[Tensor, "P 2"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """Real and imaginary part of the central slices ``(freq_x, freq_y, 0) @ rotation``."""
+        with torch.autocast(freq.device.type, enabled=False):  # phases of tens of radians need float32
+            in_plane = rotation[:, :2, :]
+            angle = freq @ (in_plane @ self.frequencies.T)
+            sign = torch.where(freq @ in_plane[:, :, 2:] > 0, -1.0, 1.0)
+        return self._evaluate(z, angle, sign)
+
+    def points(
+        self, z: Float[Tensor, "B Z"], k: Float[Tensor, "P 3"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """Real and imaginary part at 3-D frequencies, cycles/px."""
+        with torch.autocast(k.device.type, enabled=False):
+            angle = (k @ self.frequencies.T).expand(len(z), -1, -1)
+            sign = torch.where(k[:, 2:] > 0, -1.0, 1.0).expand(len(z), -1, -1)
+        return self._evaluate(z, angle, sign)
+
+    def _evaluate(
+        self, z: Float[Tensor, "B Z"], angle: Float[Tensor, "B P K"], sign: Float[Tensor, "B P 1"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        # z's share of the first layer is the same for all points of an image, so it is computed once an image.
+        weight_of_points, weight_of_z = self.mlp.first.weight.split([self.num_features, z.shape[-1]], dim=1)
+        features = torch.cat([torch.sin(angle) * sign, torch.cos(angle)], dim=-1)
+        hidden = nn.functional.linear(features, weight_of_points)
+        bias = nn.functional.linear(z, weight_of_z, self.mlp.first.bias)
+        real, imag = self.mlp.after_first(hidden + bias[:, None]).float().unbind(-1)
+        return real, imag * sign[..., 0]

@@ -1,0 +1,50 @@
+"""The evidence lower bound, named once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ElboTerms(NamedTuple):
+    """The loss and what it is made of.
+
+    ``loss = recon_loss + beta * kld / (points of the disc)``; lower is better.
+    """
+
+    loss: Float[Tensor, ""]
+    recon_loss: Float[Tensor, ""]
+    kld: Float[Tensor, ""]
+
+
+def reconstruction_loss(
+    predicted: tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]],
+    observed: tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]],
+) -> Float[Tensor, ""]:
+    """Mean squared error over the half-disc's complex coefficients (real and imaginary parts).
+
+    It equals cryoDRGN's mean over the Hartley values of the whole disc: H(k)² + H(-k)² = 2 |F(k)|².
+    """
+    real, imag = (p - o for p, o in zip(predicted, observed, strict=True))
+    return (real**2 + imag**2).mean()
+
+
+def kl_divergence(z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"]) -> Float[Tensor, " B"]:
+    """KL divergence of N(mu, exp(logvar)) from N(0, 1), nats an image (Kingma and Welling 2014, appendix B)."""
+    return -0.5 * (1 + z_logvar - z_mu**2 - z_logvar.exp()).sum(-1)
+
+
+def elbo_terms(
+    recon_loss: Float[Tensor, ""], z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"], beta: float, num_points: int
+) -> ElboTerms:
+    """Put the terms together; `num_points` is P of the half-disc, of which the disc has twice as many."""
+    kld = kl_divergence(z_mu, z_logvar).mean()
+    return ElboTerms(recon_loss + beta * kld / (2 * num_points), recon_loss.detach(), kld.detach())
+
+
+def sample_latent(z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"]) -> Float[Tensor, "B Z"]:
+    """Draw z = mu + eps * sigma (the reparameterisation trick)."""
+    return z_mu + torch.randn_like(z_mu) * (z_logvar / 2).exp()

@@ -1,0 +1,258 @@
+"""Reading and writing ``particles.zarr`` (Zarr v3, sharded, crc32c on every chunk).
+
+A store is whole when its attribute ``complete`` is true, which is written last.  Until then the records in
+``progress/`` say which shards are done, so that a conversion that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import zarr
+from jaxtyping import Float, Int, Shaped
+from zarr.codecs import Crc32cCodec
+
+from drgn_ray.errors import StoreError
+from drgn_ray.particles.schema import COLUMN, COLUMNS
+
+FORMAT, FORMAT_VERSION = "drgn_ray.particles", 1
+CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 27
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What the attributes of a store say.
+
+    Attributes
+    ----------
+    box_size
+        D, px.
+    apix
+        Median Å/px of the stored images.
+    scale
+        A stored value times `scale` is the Fourier-cropped value of the source; a power of two, so exact.
+    hartley_std
+        Standard deviation of the Hartley values of the stored images (up to 1,000 of them), DC included.
+    data_sign
+        -1 where protein is white, +1 where it is dark; multiplies images so that density comes out positive.
+    contrast
+        How `data_sign` was decided.
+    has_ctf
+        False where images carry no CTF.
+    sources
+        Files the particles came from: path, bytes, modification time, and for tables the SHA-256.
+    command
+        The call that made the store, for the error that asks to finish it.
+    """
+
+    num_particles: int
+    box_size: int
+    apix: float
+    dtype: str
+    scale: float
+    hartley_std: float
+    data_sign: int
+    contrast: str
+    has_ctf: bool
+    sources: list[dict[str, Any]]
+    command: str
+
+
+def chunk_and_shard(num_particles: int, box_size: int, dtype: str) -> tuple[int, int]:
+    """Images a chunk (16 to 64, about 2 MiB) and a shard (about 128 MiB, a multiple of the chunk)."""
+    image_bytes = box_size**2 * np.dtype(dtype).itemsize
+    chunk = int(np.clip(CHUNK_BYTES // image_bytes, 16, 64))
+    shard = max(SHARD_BYTES // image_bytes // chunk, 1) * chunk
+    return chunk, min(shard, -(-num_particles // chunk) * chunk)
+
+
+class StoreWriter:
+    """Writes a store shard by shard; each shard has one writer and is written whole.
+
+    Parameters
+    ----------
+    path
+        A local path or an fsspec URL.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = str(path)
+        self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
+
+    def create(
+        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, "N *row"]], tables: Mapping[str, pd.DataFrame]
+    ) -> None:
+        """Write everything but the images: arrays' metadata, the columns, the original tables."""
+        chunk, shard = chunk_and_shard(info.num_particles, info.box_size, info.dtype)
+        group = zarr.open_group(self.path, mode="w", zarr_format=3)
+        side = info.box_size
+        group.create_array(
+            "images",
+            shape=(info.num_particles, side, side),
+            chunks=(chunk, side, side),
+            shards=(shard, side, side),
+            dtype=info.dtype,
+            compressors=[Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+        for column in COLUMNS:
+            data = np.ascontiguousarray(columns[column.name], dtype=column.dtype)
+            assert data.shape == (info.num_particles, *column.shape), (column.name, data.shape)
+            array = group.create_array(
+                column.name, shape=data.shape, dtype=data.dtype, chunks=data.shape, compressors=[Crc32cCodec()]
+            )
+            array[...] = data
+            array.attrs["unit"] = column.unit
+        for name, table in tables.items():
+            with self.filesystem.open(f"{self.root}/{name}.parquet", "wb") as file:
+                table.to_parquet(file)
+        self.filesystem.makedirs(f"{self.root}/progress", exist_ok=True)
+        group.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, **asdict(info)})
+
+    def unfinished_info(self) -> StoreInfo | None:
+        """The settings of an unfinished store at this path; None if there is none."""
+        attributes = _attributes(self.path)
+        if attributes is None or attributes.get("format") != FORMAT or attributes["complete"]:
+            return None
+        return _info(attributes)
+
+    @cached_property
+    def _images(self) -> zarr.Array:
+        return zarr.open_array(f"{self.path}/images", mode="r+")
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the image array."""
+        return -(-self._images.shape[0] // self._shard_size)
+
+    @property
+    def _shard_size(self) -> int:
+        assert self._images.shards is not None
+        return self._images.shards[0]
+
+    def shard_rows(self, shard: int) -> range:
+        """Rows of a shard."""
+        return range(shard * self._shard_size, min((shard + 1) * self._shard_size, self._images.shape[0]))
+
+    def write_shard(self, shard: int, images: Float[np.ndarray, "n D D"]) -> None:
+        """Write all images of a shard and its record."""
+        rows = self.shard_rows(shard)
+        assert len(images) == len(rows), (len(images), rows)
+        self._images[rows.start : rows.stop] = images
+        size = self.filesystem.size(f"{self.root}/images/c/{shard}/0/0")
+        record = f"{self.root}/progress/{shard:06d}.json"
+        self.filesystem.pipe_file(f"{record}.partial", json.dumps({"bytes": size}).encode())
+        self.filesystem.mv(f"{record}.partial", record)
+
+    def pending_shards(self) -> list[int]:
+        """Shards without a record."""
+        done = {int(os.path.basename(f)[:6]) for f in self._records()}
+        return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def finish(self) -> None:
+        """Write the list of shards and the completion mark; the records go."""
+        assert not self.pending_shards()
+        sizes = [json.loads(self.filesystem.cat_file(f))["bytes"] for f in sorted(self._records())]
+        zarr.open_group(self.path, mode="r+").attrs.update({"shard_bytes": sizes, "complete": True})
+        self.filesystem.rm(f"{self.root}/progress", recursive=True)
+
+    def _records(self) -> list[str]:
+        return [f for f in self.filesystem.glob(f"{self.root}/progress/*.json")]
+
+
+class ParticleStore:
+    """A whole store, opened for reading."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        attributes = _attributes(self.path)
+        if attributes is None:
+            raise StoreError(
+                self.path,
+                "there is no particle store here" if not os.path.exists(self.path) else "this is not a particle store",
+                f"make one with `drgn-ray convert particles.star -o {self.path} -D 128`",
+            )
+        if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                self.path,
+                f"this Zarr group is not a particle store of version {FORMAT_VERSION}"
+                f" (format {attributes.get('format')!r}, version {attributes.get('format_version')!r})",
+                "convert the particles again with this version of drgn-ray",
+            )
+        self.info = _info(attributes)
+        if not attributes["complete"]:
+            raise StoreError(self.path, "its conversion did not finish", f"finish it with `{self.info.command}`")
+        self._check_shards(attributes["shard_bytes"])
+        self.images = zarr.open_array(f"{self.path}/images", mode="r")
+
+    def _check_shards(self, expected: Sequence[int]) -> None:
+        """A missing shard would read as zeros, so their presence and size are checked."""
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        found = {
+            name.removeprefix(f"{root}/images/c/"): entry["size"]
+            for name, entry in filesystem.find(f"{root}/images/c", detail=True).items()
+        }
+        for shard, size in enumerate(expected):
+            present = found.get(f"{shard}/0/0")
+            if present != size:
+                state = "is missing" if present is None else f"has {present} bytes, not {size}"
+                raise StoreError(
+                    self.path, f"its shard images/c/{shard}/0/0 {state}", f"convert again: `{self.info.command} --overwrite`"
+                )
+
+    def __len__(self) -> int:
+        return self.info.num_particles
+
+    @property
+    def chunk_size(self) -> int:
+        """Images a chunk, the unit of reading."""
+        return self.images.chunks[0]
+
+    def read_images(self, rows: slice) -> Float[np.ndarray, "n D D"]:
+        """Images of consecutive rows, as stored."""
+        try:
+            return np.asarray(self.images[rows])
+        except ValueError as error:  # zarr's word for a checksum that does not match
+            raise StoreError(
+                self.path, f"rows {rows.start} to {rows.stop} are damaged ({error})", f"convert again: `{self.info.command} --overwrite`"
+            ) from error
+
+    @cached_property
+    def columns(self) -> dict[str, Shaped[np.ndarray, "N *row"]]:
+        """All columns of `drgn_ray.particles.schema` (about 100 bytes a particle)."""
+        group = zarr.open_group(self.path, mode="r")
+        return {name: np.asarray(group[name][...]) for name in COLUMN}
+
+    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, "n *row"]]:
+        """Images and columns of consecutive rows."""
+        return {"images": self.read_images(rows), **{name: column[rows] for name, column in self.columns.items()}}
+
+    def table(self, name: str = "table") -> pd.DataFrame:
+        """The original table (or its "optics" block), untouched, in source order of the rows kept."""
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        with filesystem.open(f"{root}/{name}.parquet", "rb") as file:
+            return pd.read_parquet(file)
+
+    def rows_from_source(self, source_rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Rows of the store that came from rows of the source table."""
+        sorter = np.argsort(self.columns["source_row"])
+        return sorter[np.searchsorted(self.columns["source_row"], source_rows, sorter=sorter)]
+
+
+def _attributes(path: str) -> dict[str, Any] | None:
+    try:
+        return dict(zarr.open_group(path, mode="r").attrs)
+    except (FileNotFoundError, NotADirectoryError, zarr.errors.NodeTypeValidationError, ValueError):
+        return None
+
+
+def _info(attributes: Mapping[str, Any]) -> StoreInfo:
+    return StoreInfo(**{name: attributes[name] for name in StoreInfo.__dataclass_fields__})

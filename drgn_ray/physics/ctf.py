@@ -1,0 +1,66 @@
+"""The contrast transfer function of the microscope."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drgn_ray.units import ANGSTROM_PER_MM, VOLT_PER_KILOVOLT
+
+
+def electron_wavelength(voltage: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Relativistic electron wavelength, Å, at an accelerating voltage in kV (cryoDRGN's constants)."""
+    volts = voltage * VOLT_PER_KILOVOLT
+    return 12.2639 / torch.sqrt(volts + 0.97845e-6 * volts**2)
+
+
+def compute_ctf(
+    freq: Float[Tensor, "P 2"],
+    *,
+    apix: Float[Tensor, " B"],
+    defocus_u: Float[Tensor, " B"],
+    defocus_v: Float[Tensor, " B"],
+    defocus_angle: Float[Tensor, " B"],
+    voltage: Float[Tensor, " B"],
+    cs: Float[Tensor, " B"],
+    amplitude_contrast: Float[Tensor, " B"],
+    phase_shift: Float[Tensor, " B"],
+) -> Float[Tensor, "B P"]:
+    r"""Evaluate the contrast transfer function.
+
+    .. math:: \gamma = 2\pi(-\tfrac12 \Delta z(\theta)\lambda s^2 + \tfrac14 C_s\lambda^3 s^4) - \phi, \quad
+        \mathrm{CTF} = \sqrt{1-w^2}\sin\gamma - w\cos\gamma
+
+    Parameters
+    ----------
+    freq
+        Spatial frequency (x, y), cycles/px.
+    apix
+        Pixel size, Å.
+    defocus_u, defocus_v
+        Defocus along the two astigmatic axes, Å; positive is underfocus.
+    defocus_angle
+        Angle from the image x axis to the ``defocus_u`` axis, degrees (RELION ``rlnDefocusAngle``).
+    voltage, cs
+        Accelerating voltage, kV; spherical aberration, mm.
+    amplitude_contrast, phase_shift
+        Fraction in [0, 1]; phase-plate shift, degrees.
+
+    Returns
+    -------
+    CTF in [-1, 1], negative at low frequency: dark protein on a light ground, as in cryoDRGN.  RELION's and
+    torch-ctf's sign is the opposite.
+    """
+    kx, ky = freq.unbind(-1)
+    inverse_apix = (1 / apix)[:, None]
+    s2 = (kx**2 + ky**2) * inverse_apix**2
+    azimuth = torch.atan2(ky, kx) - torch.deg2rad(defocus_angle)[:, None]
+    mean, half_difference = (defocus_u + defocus_v) / 2, (defocus_u - defocus_v) / 2
+    defocus = mean[:, None] + half_difference[:, None] * torch.cos(2 * azimuth)
+    wavelength = electron_wavelength(voltage)[:, None]
+    cs_angstrom = (cs * ANGSTROM_PER_MM)[:, None]
+    aberration = -defocus * wavelength * s2 / 2 + cs_angstrom * wavelength**3 * s2**2 / 4
+    gamma = 2 * torch.pi * aberration - torch.deg2rad(phase_shift)[:, None]
+    w = amplitude_contrast[:, None]
+    return torch.sqrt(1 - w**2) * torch.sin(gamma) - w * torch.cos(gamma)

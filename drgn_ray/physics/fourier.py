@@ -1,0 +1,75 @@
+"""Images and volumes to and from Fourier space.
+
+The transform is ``fftshift(fft(fftshift(x)))`` without normalisation: the origin is pixel D/2, and H = Re F - Im F is
+the Hartley transform, its own inverse up to the number of pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from drgn_ray.physics.lattice import HalfDisc
+
+
+def hartley(x: Float[Tensor, "*batch D D"], num_dims: int = 2) -> Float[Tensor, "*batch D D"]:
+    """Centred Hartley transform over the last `num_dims` axes."""
+    axes = tuple(range(-num_dims, 0))
+    spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.fftshift(x, dim=axes), dim=axes), dim=axes)
+    return spectrum.real - spectrum.imag
+
+
+def soft_window(box_size: int, inner: float = 0.85, outer: float = 0.99) -> Float[Tensor, "D D"]:
+    """Circular real-space window: 1 inside `inner`, 0 beyond `outer` (shares of D/2), linear between."""
+    axis = torch.linspace(-1, 1, box_size + 1)[:-1]
+    radius = torch.hypot(axis[:, None], axis[None, :])
+    return ((outer - radius) / (outer - inner)).clamp(0, 1)
+
+
+def images_to_half_disc(images: Float[Tensor, "B D D"], points: HalfDisc) -> Complex[Tensor, "B P"]:
+    """Fourier coefficients of centred images at the points of a half-disc."""
+    spectrum = torch.fft.rfft2(images).flatten(-2)[:, points.rfft_index]
+    signed = spectrum * points.centring_sign
+    return torch.where(points.mirrored, signed.conj(), signed)
+
+
+def translate(
+    coefficients: Complex[Tensor, "B P"], shift_px: Float[Tensor, "B 2"], freq: Float[Tensor, "P 2"]
+) -> Complex[Tensor, "B P"]:
+    """Move the image content by `shift_px` (x, y), px: F'(k) = F(k) exp(-2πi k·t)."""
+    angle = -2 * torch.pi * shift_px @ freq.T
+    return coefficients * torch.polar(torch.ones_like(angle), angle)
+
+
+def fourier_crop(images: Float[Tensor, "*B D D"], box_size: int) -> Float[Tensor, "*B d d"]:
+    """Downsample images by keeping the central `box_size` frequencies of their Hartley transform.
+
+    Values grow by (D/d)^2, since the transform is not normalised: cryoDRGN's ``downsample`` convention.  Its Hartley
+    crop keeps the -d/2 row and column and drops the +d/2 ones; the two corrections below do the same on ``rfft2``.
+    """
+    full, half = images.shape[-1], box_size // 2
+    assert full % 2 == 0 and box_size % 2 == 0 and box_size <= full, (full, box_size)
+    if box_size == full:
+        return images
+    spectrum = torch.fft.rfft2(images)
+    rows = torch.cat([spectrum[..., :half, : half + 1], spectrum[..., full - half :, : half + 1]], dim=-2)
+    upper = spectrum[..., half, : half + 1]  # the +d/2 row, which the crop drops
+    rows[..., half, :] = _hermitian(rows[..., half, :], upper)
+    mirror = -torch.arange(box_size) % box_size
+    column = rows[..., half].clone()
+    column[..., half] = spectrum[..., half, half]  # the corner (+d/2, +d/2), whose mirror is (-d/2, -d/2)
+    rows[..., half] = _hermitian(column[..., mirror].conj(), column)
+    rows[..., half, half] = (spectrum[..., half, half].real + spectrum[..., half, half].imag).to(rows.dtype)
+    return torch.fft.irfft2(rows, s=(box_size, box_size))
+
+
+def _hermitian(minus: Complex[Tensor, "*N"], plus: Complex[Tensor, "*N"]) -> Complex[Tensor, "*N"]:
+    """Coefficient at k whose Hartley values are H(k) = Re-Im of `minus` and H(-k) = Re+Im of `plus`."""
+    forward, backward = minus.real - minus.imag, plus.real + plus.imag
+    return torch.complex((forward + backward) / 2, (backward - forward) / 2)
+
+
+def volume_from_hartley(hartley_volume: Float[Tensor, "D D D"]) -> Float[Tensor, "D D D"]:
+    """Real-space volume (z, y, x) from its centred 3-D Hartley transform."""
+    return hartley(hartley_volume, num_dims=3) / hartley_volume.numel()

@@ -1,0 +1,82 @@
+"""What a batch of the store becomes on the training device: coefficients, CTF and pose.
+
+Shape letters: B images, D box, P half-disc points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from drgn_ray.physics.ctf import compute_ctf
+from drgn_ray.physics.fourier import images_to_half_disc, soft_window, translate
+from drgn_ray.physics.lattice import half_disc
+
+CTF_COLUMNS = (
+    "apix",
+    "defocus_u",
+    "defocus_v",
+    "defocus_angle",
+    "voltage",
+    "cs",
+    "amplitude_contrast",
+    "phase_shift",
+)
+
+
+class Observation(NamedTuple):
+    """Centred images in Fourier space, in units of the data's standard deviation, and how they were seen."""
+
+    coefficients: Complex[Tensor, "B P"]
+    ctf: Float[Tensor, "B P"]
+    rotation: Float[Tensor, "B 3 3"]
+
+
+class Observer(nn.Module):
+    """Window, FFT, scale, centring and CTF of a batch.
+
+    Parameters
+    ----------
+    box_size
+        D, px.
+    data_sign
+        -1 for white protein, +1 for dark (`drgn_ray.units`).
+    hartley_std
+        Standard deviation of the data's Hartley values, which becomes 1.
+    window
+        Apply the circular soft window.
+    ctf
+        False where the images carry no CTF: it is then 1 everywhere.
+    """
+
+    window: Float[Tensor, "D D"]
+    freq: Float[Tensor, "P 2"]
+
+    def __init__(self, *, box_size: int, data_sign: int, hartley_std: float, window: bool, ctf: bool) -> None:
+        super().__init__()
+        self.half_disc = half_disc(box_size)
+        self.scale = data_sign / hartley_std
+        self.has_ctf = ctf
+        mask = soft_window(box_size) if window else torch.ones(box_size, box_size)
+        self.register_buffer("window", mask, persistent=False)
+        self.register_buffer("freq", self.half_disc.freq, persistent=False)
+
+    @property
+    def num_points(self) -> int:
+        """P."""
+        return self.half_disc.num_points
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Observation:
+        """Prepare a batch with the columns of the store (`drgn_ray.particles.schema`)."""
+        images = batch["images"].float() * (self.window * self.scale)
+        coefficients = images_to_half_disc(images, self.half_disc)
+        shift_px = batch["translation"] / batch["apix"][:, None]
+        if self.has_ctf:
+            ctf = compute_ctf(self.freq, **{name: batch[name] for name in CTF_COLUMNS})
+        else:
+            ctf = torch.ones_like(coefficients.real)
+        return Observation(translate(coefficients, shift_px, self.freq), ctf, batch["rotation"])

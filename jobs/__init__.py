@@ -1,0 +1,1 @@
+"""Commands: what ``drgn-ray NAME`` and ``ray job submit -- python -m jobs.NAME`` run.  Parse, call, exit code."""

@@ -1,0 +1,82 @@
+"""The console script ``drgn-ray``: finds the command and runs it; heavy imports come after parsing."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from drgn_ray import __version__
+
+COMMANDS = {
+    "demo": "simulate particles and run the whole job on them, in minutes",
+    "convert": "STAR or MRC particles to a particle store",
+    "train": "train the network on a store",
+    "analyze": "latents, their PCA and k-means, and volumes of a trained run",
+    "embed": "latents of every particle of a store",
+    "decode": "volumes at chosen particles or latents",
+    "ui": "open the MLflow interface on your runs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 1 (we failed) or 2 (the call or the input is wrong)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"drgn-ray {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"drgn-ray: there is no command {name!r}; type one of: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"jobs.{name}").main(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "drgn-ray: the landscape of shapes of a molecule, from cryo-EM particles with known poses.\n\n"
+        f"usage: drgn-ray COMMAND [options]      drgn-ray COMMAND --help\n\n{lines}\n\n"
+        "On a cluster: ray job submit --working-dir . -- python -m jobs.COMMAND [options]"
+    )
+
+
+def parse(form: type[Any], argv: Sequence[str] | None, name: str, description: str, **options: Any) -> Any:
+    """Parse a command's arguments into `form` (a dataclass); a wrong call ends with exit code 2."""
+    import tyro
+
+    return tyro.cli(
+        form, args=argv, prog=f"drgn-ray {name}", description=description, config=(tyro.conf.FlagCreatePairsOff,), **options
+    )
+
+
+def run_command(body: Callable[[], None]) -> int:
+    """Run a parsed command: log lines to standard output; a user's mistake is one sentence and exit code 2."""
+    from drgn_ray.errors import UserError
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for chatty in ("mlflow", "alembic", "ray", "matplotlib", "urllib3", "fsspec"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        body()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"drgn-ray: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("drgn-ray: interrupted; the same command goes on where it was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def exit_with(main_function: Callable[[], int]) -> NoReturn:
+    """End the process of ``python -m jobs.NAME`` with the command's exit code."""
+    code = main_function()
+    sys.stdout.flush()
+    sys.exit(code)

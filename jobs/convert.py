@@ -1,0 +1,100 @@
+"""Convert particles to a particle store.
+
+drgn-ray convert run_data.star -o particles.zarr -D 128
+drgn-ray convert particles.mrcs --poses pose.pkl --ctf ctf.pkl -o particles.zarr -D 128
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from jobs.cli import exit_with, parse, run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of ``convert``."""
+
+    particles: Annotated[str, tyro.conf.Positional]
+    """A RELION STAR file, or an MRC stack with --poses."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """Where the store is written."""
+    box_size: Annotated[int | None, tyro.conf.arg(aliases=["-D"])] = None
+    """Box size of the store, px; images are cropped in Fourier space. None keeps theirs."""
+    poses: str | None = None
+    """cryoDRGN's pose.pkl, for an MRC stack."""
+    ctf: str | None = None
+    """cryoDRGN's ctf.pkl, for an MRC stack."""
+    no_ctf: bool = False
+    """The images carry no CTF."""
+    apix: float | None = None
+    """Å/px of the images, where the file does not say or is wrong."""
+    datadir: str | None = None
+    """Folder that image paths start from; None: the STAR file's or one above it."""
+    ind: str | None = None
+    """Keep these rows: .pkl, .npy or text of 0-based row numbers."""
+    first: int | None = None
+    """Keep only the first N rows."""
+    invert: bool = False
+    """Protein is white: multiply images by -1. By default the data decide."""
+    no_invert: bool = False
+    """Protein is dark: leave images as they are. By default the data decide."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How pixels are kept."""
+    overwrite: bool = False
+    """Replace what is at the output."""
+    num_workers: Annotated[int | None, tyro.conf.arg(aliases=["--workers"])] = None
+    """Tasks at a time; None: as many as there are CPUs; 0: in this process, without Ray."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = parse(Arguments, argv, "convert", __doc__)
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["drgn-ray", "convert", *(word for word in words if word != "--overwrite")])
+    return run_command(lambda: _convert(arguments, command))
+
+
+def _convert(arguments: Arguments, command: str) -> None:
+    from conversions.driver import Options, convert
+    from conversions.inputs import read_particles
+    from drgn_ray.errors import ConfigError
+    from jobs.frame import job_frame
+
+    if arguments.invert and arguments.no_invert:
+        raise ConfigError("--invert --no-invert", "they contradict each other", "pass one, or none to let the data decide")
+    table = read_particles(
+        arguments.particles,
+        poses=arguments.poses,
+        ctf=arguments.ctf,
+        no_ctf=arguments.no_ctf,
+        apix=arguments.apix,
+        datadir=arguments.datadir,
+        ind=arguments.ind,
+        first=arguments.first,
+    )
+    options = Options(
+        output=arguments.output,
+        box_size=arguments.box_size,
+        dtype=arguments.dtype,
+        data_sign=-1 if arguments.invert else 1 if arguments.no_invert else None,
+        overwrite=arguments.overwrite,
+        num_workers=arguments.num_workers,
+        command=command,
+    )
+    with job_frame(arguments.output) as frame:
+        info = convert(table, options).info
+        frame.result(
+            f"{info.num_particles:,} particles, {info.box_size} px, {info.apix:.4g} Å/px, {info.dtype}",
+            f"next: drgn-ray train {arguments.output} -o runs/a --zdim 8",
+        )
+
+
+if __name__ == "__main__":
+    exit_with(main)
