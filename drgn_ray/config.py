@@ -97,6 +97,8 @@ class ResourcesConfig(Settings):
 class RunConfig(Settings):
     """Everything a training run is made of."""
 
+    particles: Annotated[str, tyro.conf.Positional] = ""
+    """The particle store."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -104,7 +106,9 @@ class RunConfig(Settings):
 
     def flat(self) -> dict[str, Any]:
         """All settings by field name, without the sections (MLflow parameters)."""
-        return {name: value for section in self.model_dump().values() for name, value in section.items()}
+        sections = self.model_dump()
+        particles = sections.pop("particles")
+        return {"particles": particles} | {name: value for part in sections.values() for name, value in part.items()}
 
 
 def read_config(path: Path) -> RunConfig:
@@ -136,8 +140,9 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
     Resources may differ, and so may `num_epochs` (a run can be continued or cut short).
     """
-    before, after = ({**c.data.model_dump(), **c.model.model_dump(), **c.training.model_dump()} for c in (old, new))
-    return {k: (before[k], after[k]) for k in before if before[k] != after[k] and k != "num_epochs"}
+    before, after = old.flat(), new.flat()
+    free = {"num_epochs", *ResourcesConfig.model_fields}
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name] and name not in free}
 
 
 def _one_line(error: Exception) -> str:

@@ -16,15 +16,17 @@ logger = logging.getLogger(__name__)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # bars flood the logs of jobs
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # which prints workers' lines twice
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's relative paths mean what they say
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning on machines without GPUs
 }
 
 
 @contextmanager
 def connected(num_cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray: the cluster of ``RAY_ADDRESS`` (set in a job), else one of our own on this machine.
+
+    What processes of Ray print stays in Ray's own logs; results and errors come back as values, training's lines by
+    the run's log file.
 
     Parameters
     ----------
@@ -36,23 +38,17 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
         cpus = max(os.cpu_count() or 1, 2) if num_cpus is None else num_cpus
         ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=True
+            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False
         )
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def job_id() -> str:
-    """The id of the job submitted, or else of this driver."""
-    context = ray.get_runtime_context()
-    return os.environ.get("RAY_JOB_SUBMISSION_ID") or context.get_job_id()
 
 
 def user_error_in(error: BaseException) -> UserError | None:

@@ -32,16 +32,16 @@ def reconstruction_loss(
     return (real**2 + imag**2).mean()
 
 
-def kl_divergence(z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"]) -> Float[Tensor, " B"]:
-    """KL divergence of N(mu, exp(logvar)) from N(0, 1), nats an image (Kingma and Welling 2014, appendix B)."""
-    return -0.5 * (1 + z_logvar - z_mu**2 - z_logvar.exp()).sum(-1)
+def kl_divergence(z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"]) -> Float[Tensor, "B Z"]:
+    """KL divergence of N(mu, exp(logvar)) from N(0, 1), nats a dimension (Kingma and Welling 2014, appendix B)."""
+    return -0.5 * (1 + z_logvar - z_mu**2 - z_logvar.exp())
 
 
 def elbo_terms(
     recon_loss: Float[Tensor, ""], z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"], beta: float, num_points: int
 ) -> ElboTerms:
     """Put the terms together; `num_points` is P of the half-disc, of which the disc has twice as many."""
-    kld = kl_divergence(z_mu, z_logvar).mean()
+    kld = kl_divergence(z_mu, z_logvar).sum(-1).mean()
     return ElboTerms(recon_loss + beta * kld / (2 * num_points), recon_loss.detach(), kld.detach())
 
 

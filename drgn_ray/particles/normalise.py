@@ -17,6 +17,7 @@ from drgn_ray.physics.fourier import fourier_crop, hartley
 
 NUM_SAMPLES = 1000
 CONTRAST_BOX = 32
+UNDECIDED_SKEWNESS = 0.2  # about twice what noise alone gives at this box
 
 
 def sample_rows(num_particles: int) -> Int[np.ndarray, " n"]:
@@ -66,13 +67,12 @@ def decide_contrast(
     seen = observer(batch)
     projector.insert(seen.coefficients, seen.ctf, seen.rotation)
     skewness = _skewness_in_sphere(projector.volume())
+    white = -1 if has_ctf else 1  # our CTF is negative at low frequency, so it turns white protein dark
+    evidence = f"skewness of the consensus of {len(images)} particles is {skewness:+.2f} uninverted"
+    if abs(skewness) < UNDECIDED_SKEWNESS:
+        return Contrast(white, f"protein is taken as white, but the data do not tell ({evidence}); --no-invert or --invert decides")
     sign = 1 if skewness > 0 else -1
-    protein = "dark" if sign > 0 else "white"
-    if not has_ctf:
-        protein = "white" if sign > 0 else "dark"
-    return Contrast(
-        sign, f"protein is {protein}: skewness of the consensus of {len(images)} particles is {skewness:+.2f} uninverted"
-    )
+    return Contrast(sign, f"protein is {'white' if sign == white else 'dark'}: {evidence}")
 
 
 def _skewness_in_sphere(volume: Float[Tensor, "D D D"]) -> float:

@@ -212,6 +212,11 @@ class ParticleStore:
         return self.info.num_particles
 
     @property
+    def absolute_path(self) -> str:
+        """The path as other working directories can use it; URLs stay as they are."""
+        return self.path if "://" in self.path else os.path.abspath(self.path)
+
+    @property
     def chunk_size(self) -> int:
         """Images a chunk, the unit of reading."""
         return self.images.chunks[0]

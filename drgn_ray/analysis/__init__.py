@@ -1,0 +1,1 @@
+"""What the latents and volumes of a trained run say: no Ray, no MLflow."""

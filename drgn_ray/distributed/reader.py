@@ -1,0 +1,95 @@
+"""The store as a Ray Data source whose every execution is the next slice of training.
+
+Ray plans a dataset anew at each execution, and counts executions; the source turns the count into a slice.  The
+count is private to Ray, so every row also carries its slice, and the worker checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import ray
+import torch
+from ray.data import DataIterator
+from ray.data.block import Block as ArrowBlock
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.collate_fn import NumpyBatchCollateFn
+from ray.data.context import DataContext
+from ray.data.datasource import Datasource, ReadTask
+from torch import Tensor
+
+from drgn_ray.particles.loader import read_block
+from drgn_ray.particles.order import Block, ParticleOrder
+from drgn_ray.particles.store import ParticleStore
+
+SLICE_COLUMN = "slice"
+_COLUMN_BYTES = 128  # a row without its image, roughly
+
+
+class SliceSource(Datasource):
+    """Blocks of the slice `first_slice` + number of executions so far.
+
+    Parameters
+    ----------
+    store_path
+        Opened again by every read task.
+    image_bytes
+        Bytes of one stored image.
+    """
+
+    def __init__(self, store_path: str, order: ParticleOrder, first_slice: int, image_bytes: int) -> None:
+        super().__init__()
+        self.store_path, self.order, self.first_slice = store_path, order, first_slice
+        self.row_bytes = image_bytes + _COLUMN_BYTES
+
+    def get_name(self) -> str:
+        """Name in Ray's logs."""
+        return "Particles"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of a slice."""
+        return self.row_bytes * self.order.num_rows(self.order.train_chunks()) // self.order.slices_per_epoch
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task a block of the slice."""
+        del parallelism  # blocks are already of a good size
+        executions = 0 if data_context is None else data_context._execution_idx
+        slice_index = self.first_slice + executions
+        tasks = []
+        for block in self.order.slice_blocks(slice_index):
+            rows = self.order.num_rows(block.chunks)
+            metadata = BlockMetadata(num_rows=rows, size_bytes=rows * self.row_bytes, input_files=None, exec_stats=None)
+            read = _reader(self.store_path, self.order, block, slice_index)
+            tasks.append(ReadTask(read, metadata, per_task_row_limit=per_task_row_limit))
+        return tasks
+
+
+def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: int):  # noqa: ANN202  Ray's own type
+    def read() -> Iterator[ArrowBlock]:
+        rows = read_block(ParticleStore(store_path), order, block)
+        rows[SLICE_COLUMN] = np.full(len(rows["images"]), slice_index)
+        yield BlockAccessor.batch_to_arrow_block(rows)
+
+    return read
+
+
+def slice_dataset(store: ParticleStore, order: ParticleOrder, first_slice: int) -> ray.data.Dataset:
+    """A dataset whose n-th execution is slice `first_slice` + n."""
+    image_bytes = store.info.box_size**2 * np.dtype(store.info.dtype).itemsize
+    return ray.data.read_datasource(SliceSource(store.path, order, first_slice, image_bytes))
+
+
+def stream_batches(shard: DataIterator, slice_index: int, batch_size: int) -> Iterator[Mapping[str, Tensor]]:
+    """This worker's batches of a slice; the last may be short, on all workers alike."""
+    for batch in shard.iter_torch_batches(batch_size=batch_size, prefetch_batches=2, collate_fn=_ToTensors()):
+        slices = batch.pop(SLICE_COLUMN)
+        assert (slices == slice_index).all(), f"Ray Data gave slice {slices.unique().tolist()} instead of {slice_index}"
+        yield batch
+
+
+class _ToTensors(NumpyBatchCollateFn):
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}  # Ray's are read-only

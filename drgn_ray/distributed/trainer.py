@@ -1,0 +1,187 @@
+"""Training on Ray Train: one worker a GPU, or several CPU workers, fed by Ray Data."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from drgn_ray import config as settings
+from drgn_ray.distributed.cluster import connected, user_error_in
+from drgn_ray.distributed.follow import following
+from drgn_ray.distributed.reader import slice_dataset, stream_batches
+from drgn_ray.errors import ConfigError, ResourceError
+from drgn_ray.particles.loader import stream_slice
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.loop import Trainer, Worker, particle_order
+from drgn_ray.training.report import Reporter
+from drgn_ray.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+MAX_FAILURES = 3
+
+MakeReporter = Callable[[], Reporter]
+
+
+def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeReporter) -> None:
+    """Train what is left of a run.
+
+    Parameters
+    ----------
+    make_reporter
+        Called in the first worker's process.
+    """
+    workers = config.resources.num_workers
+    if config.training.batch_size % max(workers, 1):
+        raise ConfigError(
+            f"--batch-size {config.training.batch_size}", f"it cannot be shared equally by {workers} workers",
+            f"pass a multiple of {workers}",
+        )  # fmt: skip
+    store = ParticleStore(config.particles)
+    order = particle_order(config, store)
+    if load_position(run.checkpoints).next_slice >= config.training.num_epochs * order.slices_per_epoch:
+        logger.info("all %d epochs are trained already", config.training.num_epochs)
+    elif workers == 0:
+        _train_here(config, store, run, make_reporter)
+    else:
+        _train_on_ray(config, store, run, make_reporter)
+
+
+def _train_here(
+    config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
+) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    order = particle_order(config, store)
+    batch_size = config.training.batch_size
+    stream = lambda index: stream_slice(store, order, index, batch_size)  # noqa: E731
+    Trainer(config, store, run, stream, make_reporter(), Worker(device=device)).fit()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each training worker reserves."""
+
+    num_workers: int
+    cpus: int
+    use_gpu: bool
+
+
+def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str, float]]) -> Resources:
+    """Fit the workers on the machines, with a CPU a machine left for Ray Data, which would otherwise starve silently.
+
+    Parameters
+    ----------
+    nodes
+        Resources of every machine that is alive ("CPU", "GPU").
+    """
+    num_workers = resources.num_workers
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    use_gpu = gpus > 0
+    if use_gpu and gpus < num_workers:
+        raise ResourceError(
+            f"--num-workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}"
+        )
+    spare = [max(int(node.get("CPU", 0)) - 1, 0) for node in nodes]
+    slots = [int(node.get("GPU", 0)) if use_gpu else cpus for node, cpus in zip(nodes, spare, strict=True)]
+    cpus = resources.cpus_per_worker
+    if cpus is None:
+        cpus = next(c for c in range(max([*spare, 1]), 0, -1) if c == 1 or _fitting(spare, slots, c) >= num_workers)
+    fitting = _fitting(spare, slots, cpus)
+    if fitting < num_workers:
+        total = sum(int(node.get("CPU", 0)) for node in nodes)
+        raise ResourceError(
+            f"--num-workers {num_workers}",
+            f"with {cpus} CPUs a worker and one CPU a machine left for reading, {fitting} workers fit on"
+            f" {len(nodes)} machines with {total} CPUs",
+            f"pass at most {fitting}" if fitting else "pass --num-workers 0 to train in one process without Ray",
+        )
+    return Resources(num_workers, cpus, use_gpu)
+
+
+def _fitting(spare: list[int], slots: list[int], cpus: int) -> int:
+    return sum(min(free // cpus, slot) for free, slot in zip(spare, slots, strict=True))
+
+
+def _train_on_ray(
+    config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
+) -> None:
+    # Workers and read tasks of a machine of our own: one CPU for reading besides what the workers need.
+    own_cpus = max(os.cpu_count() or 1, config.resources.num_workers * (config.resources.cpus_per_worker or 1) + 1)
+    with connected(num_cpus=own_cpus):
+        resources = plan_resources(
+            config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        )
+        logger.info(
+            "%d workers with %d CPUs%s each", resources.num_workers, resources.cpus, " and a GPU" if resources.use_gpu else ""
+        )
+        _fit(config, store, run, make_reporter, resources)
+
+
+def _fit(
+    config: settings.RunConfig,
+    store: ParticleStore,
+    run: RunDirectory,
+    make_reporter: MakeReporter,
+    resources: Resources,
+) -> None:
+    order = particle_order(config, store)
+
+    def remaining_slices() -> ray.data.Dataset:  # evaluated again whenever the workers start again
+        return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
+
+    per_worker = {"CPU": resources.cpus} | ({"GPU": 1} if resources.use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="drgn_ray_train_") as bookkeeping:
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={
+                "config": config.model_dump(), "run": str(run.path), "make_reporter": make_reporter, "cpus": resources.cpus,
+            },
+            datasets={"train": remaining_slices},
+            scaling_config=ScalingConfig(
+                num_workers=resources.num_workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+            ),
+            run_config=RunConfig(
+                name=run.path.name,
+                storage_path=bookkeeping,  # checkpoints are ours, in the run directory
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            ),
+        )  # fmt: skip
+        try:
+            with following(run.log_file):
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise user_error_in(error) or error from None
+
+
+def _train_worker(loop: Mapping[str, object]) -> None:
+    run = RunDirectory(Path(str(loop["run"])))
+    context = ray.train.get_context()
+    handler = logging.FileHandler(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    for chatty in ("ray", "mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    config = settings.RunConfig.model_validate(loop["config"])
+    torch.set_num_threads(int(loop["cpus"]))  # type: ignore[arg-type]
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    shard = ray.train.get_dataset_shard("train")
+    batch_size = config.training.batch_size // worker.world_size
+    trainer = Trainer(
+        config,
+        ParticleStore(config.particles),
+        run,
+        lambda slice_index: stream_batches(shard, slice_index, batch_size),
+        loop["make_reporter"](),  # type: ignore[operator]
+        worker,
+    )
+    trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))

@@ -1,0 +1,30 @@
+"""Where runs are tracked, and the links that open them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LOCAL_UI = "http://127.0.0.1:5000"
+DATABASE = "mlflow.db"
+# A fresh browser would land in MLflow's GenAI view, which shows none of a training run's charts.
+_VIEW = "workflowType=machine_learning"
+
+
+def tracking_uri(runs_folder: Path) -> str:
+    """``MLFLOW_TRACKING_URI`` if it is set, else an SQLite file beside the runs."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder.absolute() / DATABASE}"
+
+
+def run_link(uri: str, experiment_id: str, run_id: str) -> str:
+    """Link to a run's page; for a local file, as `drgn-ray ui` will serve it."""
+    return f"{_server(uri)}/#/experiments/{experiment_id}/runs/{run_id}?{_VIEW}"
+
+
+def experiment_link(uri: str, experiment_id: str) -> str:
+    """Link to an experiment's charts."""
+    return f"{_server(uri)}/#/experiments/{experiment_id}/runs?{_VIEW}&compareRunsMode=CHART"
+
+
+def _server(uri: str) -> str:
+    return uri.rstrip("/") if uri.startswith("http") else LOCAL_UI

@@ -1,0 +1,46 @@
+"""What training tells MLflow, live."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from drgn_ray.analysis.figures import slice_montage
+from drgn_ray.models.vae import VAE
+from drgn_ray.tracking.run import TrackedRun
+from drgn_ray.training.checkpoint import Position
+from drgn_ray.training.report import LogReporter, Metrics, Reporter, Reporters
+from drgn_ray.training.run_directory import RunDirectory
+
+_EPOCH_METRIC = "epoch_done"
+
+
+class MlflowReporter:
+    """Metrics every few seconds and every epoch, and the slices of a decoded volume every epoch."""
+
+    def __init__(self, tracked: TrackedRun) -> None:
+        self.tracked = tracked
+
+    def begin(self, position: Position) -> None:
+        """Log epochs that were finished but not logged when the run was interrupted."""
+        last = self.tracked.last_step(_EPOCH_METRIC)
+        for line in position.history:
+            if line["step"] > last:
+                self._epoch_metrics(line["step"], {k: v for k, v in line.items() if k not in ("kind", "step")})
+
+    def interval(self, step: int, metrics: Metrics) -> None:
+        """Log the averages of a few seconds."""
+        self.tracked.metrics(metrics, step)
+
+    def epoch(self, step: int, metrics: Metrics, model: VAE, z: Tensor) -> None:
+        """Log an epoch and what the volume at the mean latent looks like by now."""
+        self._epoch_metrics(step, metrics)
+        self.tracked.image("volume_slices", slice_montage(model.decode_volume(z).cpu().numpy()), int(metrics["epoch"]))
+
+    def _epoch_metrics(self, step: int, metrics: Metrics) -> None:
+        named = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.tracked.metrics(named | {_EPOCH_METRIC: metrics["epoch"]}, step)
+
+
+def make_reporter(run: RunDirectory, num_epochs: int) -> Reporter:
+    """All that listens to a training run; made in the first worker's process."""
+    return Reporters([LogReporter(run, num_epochs), MlflowReporter(TrackedRun(run))])

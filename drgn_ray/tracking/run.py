@@ -1,0 +1,129 @@
+"""One MLflow run of one run directory: opened by whoever logs to it, found again by ``mlflow.json``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import numpy as np
+from jaxtyping import UInt8
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from drgn_ray import __version__
+from drgn_ray.config import RunConfig
+from drgn_ray.tracking.location import run_link, tracking_uri
+from drgn_ray.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+
+
+def _never_fatal(method: Callable[P, None]) -> Callable[P, None]:
+    """Tracking that fails is said, and never ends a run: its numbers are in ``metrics.jsonl`` too."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except (MlflowException, OSError) as error:
+            logger.warning("MLflow: %s failed (%s); going on without", method.__name__, " ".join(str(error).split())[:200])
+
+    return guarded
+
+
+class TrackedRun:
+    """Logs to the MLflow run of a run directory."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        place = json.loads(run.mlflow_file.read_text())
+        self.uri, self.experiment_id, self.run_id = place["tracking_uri"], place["experiment_id"], place["run_id"]
+        self.client = MlflowClient(self.uri)
+
+    @property
+    def link(self) -> str:
+        """Address of the run's page."""
+        return run_link(self.uri, self.experiment_id, self.run_id)
+
+    @_never_fatal
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log several metrics at a step (images seen)."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in values.items()])
+
+    def last_step(self, metric: str) -> int:
+        """The largest step at which a metric was logged; -1 if never."""
+        try:
+            return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
+        except MlflowException:
+            return -1
+
+    @_never_fatal
+    def image(self, name: str, grey: UInt8[np.ndarray, "h w"], step: int) -> None:
+        """Log a picture of an epoch; MLflow shows them with a slider."""
+        self.client.log_image(self.run_id, grey, key=name, step=step)
+
+    @_never_fatal
+    def artifacts(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file or folder to the run."""
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        log(self.run_id, str(path), folder)
+
+    @_never_fatal
+    def note(self, markdown: str) -> None:
+        """The text at the top of the run's page."""
+        self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
+    @_never_fatal
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self.client.set_tag(self.run_id, name, value)
+
+    @_never_fatal
+    def end(self, status: str) -> None:
+        """Mark the run FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | None = None) -> TrackedRun:
+    """Create the MLflow run of a run directory, or go on with the one it has.
+
+    The experiment is named after the store, the run after the run directory.
+    """
+    if run.mlflow_file.exists():
+        tracked = TrackedRun(run)
+        try:
+            tracked.client.update_run(tracked.run_id, status="RUNNING")
+            return tracked
+        except MlflowException:
+            logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
+    uri = tracking_uri(run.path.parent)
+    client = MlflowClient(uri)
+    experiment_id = _experiment(client, Path(config.particles).name.removesuffix(".zarr"), uri, run.path.parent)
+    created = client.create_run(experiment_id, run_name=run.path.name, tags={"drgn_ray.version": __version__, **(tags or {})})
+    params = [Param(name, str(value)) for name, value in config.flat().items()]
+    client.log_batch(created.info.run_id, params=params, tags=[RunTag("drgn_ray.run_directory", str(run.path))])
+    place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}
+    run.mlflow_file.write_text(json.dumps(place))
+    return TrackedRun(run)
+
+
+def _experiment(client: MlflowClient, name: str, uri: str, runs_folder: Path) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # A local database has no server to say where artifacts go, and its default depends on the working directory.
+    local = str(runs_folder.absolute() / "mlartifacts" / name) if uri.startswith("sqlite") else None
+    try:
+        return client.create_experiment(name, artifact_location=local)
+    except MlflowException:  # another run made it in the meantime
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id

@@ -1,0 +1,42 @@
+"""The note at the top of a run's page: what came out, and what to type next."""
+
+from __future__ import annotations
+
+from drgn_ray.analysis.analyze import Analysis
+from drgn_ray.particles.store import StoreInfo
+from drgn_ray.training.checkpoint import Position
+from drgn_ray.training.run_directory import RunDirectory
+
+
+def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: Analysis) -> str:
+    """Markdown of a finished run."""
+    last = position.history[-1] if position.history else {}
+    shares = ", ".join(f"{share:.0%}" for share in analysis.pca.variance_share[:4])
+    rows = [
+        ("particles", f"{info.num_particles:,} of {info.box_size} px, {info.apix:.4g} Å/px"),
+        ("contrast", info.contrast),
+        ("epochs", str(last.get("epoch", 0))),
+        *((label, f"{last[key]:.4f}") for label, key in _LOSSES if key in last),
+        ("latent dimensions in use", f"{last.get('latent/active_dims', float('nan')):.0f} of {len(analysis.pca.variance_share)}"),
+        ("variance of PC1, PC2, ...", shares),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    kmeans = analysis.kmeans_folder
+    return f"""| | |
+|---|---|
+{table}
+
+**Look** at `{analysis.folder.name}/z_pca.png` and, in ChimeraX, at the volumes of the k-means centres:
+
+    chimerax {kmeans}/vol_*.mrc
+
+**Next**
+
+    drgn-ray decode {run.path} --particles 0,17,1204 -o volumes/
+    drgn-ray analyze {run.path} --ksample 50
+    drgn-ray train {run.config().particles} -o {run.path} -n {2 * int(last.get("epoch", 10))}     # train longer
+"""
+
+
+_LOSSES = (("training loss", "train_epoch/loss"), ("held-out loss", "val/loss"), ("KL divergence, nats", "val/kld"))
+

@@ -1,0 +1,1 @@
+"""All that one training process needs, without Ray and without MLflow."""

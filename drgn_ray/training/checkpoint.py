@@ -1,0 +1,119 @@
+"""Checkpoints: weights and Adam's moments as safetensors, the position as JSON, nothing pickled.
+
+A checkpoint is a directory that is renamed into place when it is whole.  Learning rate, order of particles and latent
+noise are functions of the position, so weights, moments and position are the full state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from drgn_ray.errors import RunError
+
+_PREFIX = "slice_"
+
+
+@dataclass
+class Position:
+    """How far training has come.
+
+    Attributes
+    ----------
+    next_slice
+        The slice to train next; slices before it are done.
+    images_seen
+        Images used for training so far, over all workers.
+    history
+        Metrics of every finished epoch.
+    """
+
+    next_slice: int = 0
+    images_seen: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+) -> None:
+    """Write a checkpoint atomically, then drop all but the `keep` newest."""
+    final = folder / f"{_PREFIX}{position.next_slice:06d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_contiguous(model.state_dict()), partial / "model.safetensors")
+    save_file(_contiguous(_moments(model, optimizer)), partial / "optimizer.safetensors")
+    (partial / "position.json").write_text(json.dumps(asdict(position)))
+    for file in partial.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in _finished(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_position(folder: Path) -> Position:
+    """The newest checkpoint's position; the start if there is none."""
+    checkpoints = _finished(folder)
+    if not checkpoints:
+        return Position()
+    return Position(**json.loads((checkpoints[-1] / "position.json").read_text()))
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the newest checkpoint, if there is one, into model and optimiser."""
+    checkpoints = _finished(folder)
+    if not checkpoints:
+        return
+    load_weights(folder, model)
+    saved = _load(checkpoints[-1] / "optimizer.safetensors")
+    state = optimizer.state_dict()
+    for index, (name, parameter) in enumerate(_trained(model)):
+        moments = {key.removeprefix(f"{name}/"): value for key, value in saved.items() if key.startswith(f"{name}/")}
+        state["state"][index] = {key: value.to(parameter.device) for key, value in moments.items()}
+    optimizer.load_state_dict(state)
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Load the newest checkpoint's weights."""
+    checkpoints = _finished(folder)
+    if not checkpoints:
+        raise RunError(str(folder.parent), "it has no checkpoint yet", "let `drgn-ray train` finish an epoch first")
+    model.load_state_dict(_load(checkpoints[-1] / "model.safetensors"))
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            str(file), f"this checkpoint is damaged ({error})", f"delete {file.parent} to go on from the one before"
+        ) from error
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_PREFIX}*"))
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    names = [name for name, _ in _trained(model)]
+    return {f"{names[index]}/{key}": value for index, moments in state.items() for key, value in moments.items()}
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,97 @@
+"""The latent of every particle: a pass of its own, complete whatever training dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from drgn_ray.config import RunConfig
+from drgn_ray.errors import RunError
+from drgn_ray.models.vae import VAE
+from drgn_ray.particles.loader import stream_rows
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.training.checkpoint import load_position, load_weights
+from drgn_ray.training.loop import build_model, particle_order
+from drgn_ray.training.run_directory import RunDirectory
+
+BATCH_SIZE = 256
+
+
+class Latents(NamedTuple):
+    """Posterior of every particle, in the order of the source table.
+
+    Attributes
+    ----------
+    z, z_logvar
+        Mean and log-variance.
+    source_row
+        0-based row of the source table.
+    """
+
+    z: Float[np.ndarray, "N Z"]
+    z_logvar: Float[np.ndarray, "N Z"]
+    source_row: Int[np.ndarray, " N"]
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""
+        np.savez(path, **self._asdict())
+        columns = {f"z{i}": column for i, column in enumerate(self.z.T)}
+        columns |= {f"z{i}_logvar": column for i, column in enumerate(self.z_logvar.T)}
+        pd.DataFrame({"source_row": self.source_row, **columns}).to_parquet(path.with_suffix(".parquet"))
+
+
+def load_latents(path: Path) -> Latents:
+    """Read what `Latents.save` wrote."""
+    if not path.exists():
+        raise RunError(str(path), "the latents are not there yet", f"type `drgn-ray embed {path.parent}`")
+    with np.load(path, allow_pickle=False) as arrays:
+        return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
+
+
+def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> VAE:
+    """The network of a run's newest checkpoint, for evaluation."""
+    model = build_model(config, store)
+    load_weights(run.checkpoints, model)
+    return model.to(device).eval()
+
+
+def trained_epochs(run: RunDirectory, config: RunConfig, store: ParticleStore) -> int:
+    """Whole epochs that the newest checkpoint has seen."""
+    return load_position(run.checkpoints).next_slice // particle_order(config, store).slices_per_epoch
+
+
+def check_fits(config: RunConfig, trained_on: ParticleStore, other: ParticleStore) -> None:
+    """Refuse to embed particles that the network was not made for."""
+    mine, its = trained_on.info, other.info
+    if mine.box_size != its.box_size or not np.isclose(mine.apix, its.apix, rtol=0.01):
+        raise RunError(
+            other.path, f"its images are {its.box_size} px of {its.apix:.4g} Å, the network's {mine.box_size} px of {mine.apix:.4g} Å",
+            f"convert those particles with -D {mine.box_size} to the same pixel size",
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def embed_chunks(run_path: str, store_path: str, first_chunk: int, last_chunk: int) -> Latents:
+    """Latents of a range of chunks, in the order of the store."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run, store = RunDirectory(run_path), ParticleStore(store_path)
+    config = run.config()
+    model = trained_model(run, config, store, device)
+    order = particle_order(config, store)
+    parts = []
+    for batch in stream_rows(store, order, range(first_chunk, last_chunk), BATCH_SIZE):
+        z_mu, z_logvar = model.encode({name: values.to(device) for name, values in batch.items()})
+        parts.append((z_mu.cpu().numpy(), z_logvar.cpu().numpy(), batch["source_row"].numpy()))
+    return Latents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def in_source_order(parts: list[Latents]) -> Latents:
+    """Put the ranges together."""
+    joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+    order = np.argsort(joined[-1], kind="stable")
+    return Latents(*(column[order] for column in joined))

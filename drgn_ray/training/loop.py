@@ -1,0 +1,273 @@
+"""The training loop of one process, alone or as one of several data-parallel workers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from drgn_ray.config import RunConfig
+from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.models import build_vae
+from drgn_ray.models.elbo import ElboTerms, kl_divergence
+from drgn_ray.models.vae import VAE
+from drgn_ray.particles.loader import stream_rows
+from drgn_ray.particles.order import ParticleOrder, default_slices
+from drgn_ray.particles.schema import COLUMN
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.training.checkpoint import Position, load_position, load_state, save_checkpoint
+from drgn_ray.training.precision import uses_bf16
+from drgn_ray.training.report import Reporter
+from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+Batches = Iterable[Mapping[str, Tensor]]
+_ON_DEVICE = ("images", *(name for name in COLUMN if name not in ("half_set", "optics_group", "source_row")))
+_ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among the training processes."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
+    """Split and order of the store's particles under this configuration."""
+    slices = config.data.slices_per_epoch or default_slices(len(store))
+    order = ParticleOrder(len(store), store.chunk_size, config.training.seed, config.data.val_fraction, slices)
+    if slices > len(order.train_chunks()):
+        raise ConfigError(
+            f"--slices-per-epoch {slices}", f"{store.path} has only {len(order.train_chunks())} chunks to train on",
+            "pass a smaller number",
+        )  # fmt: skip
+    return order
+
+
+def build_model(config: RunConfig, store: ParticleStore) -> VAE:
+    """The network for a store, its weights drawn with the run's seed."""
+    torch.manual_seed(config.training.seed)
+    info = store.info
+    return build_vae(
+        config.model, box_size=info.box_size, data_sign=info.data_sign, hartley_std=info.hartley_std, ctf=info.has_ctf
+    )
+
+
+class Trainer:
+    """Trains slice after slice, with a checkpoint after each.
+
+    Parameters
+    ----------
+    config, store, run
+        Settings, particles and the run directory, which may hold checkpoints to go on from.
+    stream
+        Gives this worker's batches of a slice, already of its share of the batch size.
+    reporter
+        Listens; called on rank 0 only.
+    worker
+        Where this process stands.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: ParticleStore,
+        run: RunDirectory,
+        stream: Callable[[int], Batches],
+        reporter: Reporter,
+        worker: Worker,
+    ) -> None:
+        self.config, self.store, self.run, self.stream, self.worker = config, store, run, stream, worker
+        self.reporter = reporter
+        self.order = particle_order(config, store)
+        self.model = build_model(config, store).to(worker.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay, fused=True
+        )
+        self.position = load_position(run.checkpoints)
+        load_state(run.checkpoints, self.model, self.optimizer)
+        self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False) if worker.world_size > 1 else self.model
+        self.bf16, reason = uses_bf16(config.training.precision, worker.device)
+        if worker.rank == 0:
+            logger.info("device %s, precision %s (%s)", worker.device, "bf16" if self.bf16 else "fp32", reason)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Particles of the training split."""
+        return self.order.num_rows(self.order.train_chunks())
+
+    @property
+    def num_slices(self) -> int:
+        """Slices of the whole run."""
+        return self.config.training.num_epochs * self.order.slices_per_epoch
+
+    def fit(self, on_slice_end: Callable[[Mapping[str, float]], None] = lambda metrics: None) -> None:
+        """Train what is left; `on_slice_end` is called on every worker after every slice."""
+        if self.worker.rank == 0:
+            self.reporter.begin(self.position)
+            done, epochs = divmod(self.position.next_slice, self.order.slices_per_epoch)
+            if done or epochs:
+                logger.info("going on at epoch %d/%d", done + 1, self.config.training.num_epochs)
+        for slice_index in range(self.position.next_slice, self.num_slices):
+            on_slice_end(self._train_slice(slice_index))
+
+    def _train_slice(self, slice_index: int) -> Mapping[str, float]:
+        epoch, part = divmod(slice_index, self.order.slices_per_epoch)
+        seeds = np.random.SeedSequence((self.config.training.seed, slice_index, self.worker.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        start = time.monotonic()
+        window = _Window(self)
+        totals = _Averages(self.worker.device)
+        for batch in self.stream(slice_index):
+            terms, count = self._step(batch)
+            self.position.images_seen += count * self.worker.world_size
+            totals.add(terms, count)
+            window.add(terms, count)
+        self.position.next_slice = slice_index + 1
+        averages = totals.over_workers()
+        self.check_finite(averages)
+        metrics = {f"train_epoch/{name}": value for name, value in averages.items()}
+        if part + 1 < self.order.slices_per_epoch:
+            self._checkpoint()
+            return metrics
+        validation, z = self._validate()
+        metrics |= validation | {"epoch": epoch + 1, "perf/epoch_seconds": time.monotonic() - start}
+        self.position.history.append({"kind": "epoch", "step": self.position.images_seen, **metrics})
+        self._checkpoint()
+        if self.worker.rank == 0:
+            self.reporter.epoch(self.position.images_seen, metrics, self.model, z)
+        return metrics
+
+    def _step(self, batch: Mapping[str, Tensor]) -> tuple[ElboTerms, int]:
+        rate = learning_rate(self.config.training, self.position.images_seen, self.images_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self._autocast():
+            terms = self.parallel(self._to_device(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        self.optimizer.step()
+        return ElboTerms(*(term.detach() for term in terms)), len(batch["images"])
+
+    def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: batch[name].to(self.worker.device, non_blocking=True) for name in _ON_DEVICE}
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[dict[str, float], Tensor]:
+        """Losses and latent statistics of the held-out particles, and their mean latent."""
+        zdim = self.config.model.zdim
+        self.model.eval()
+        totals, moments = _Averages(self.worker.device), torch.zeros(3, zdim, device=self.worker.device)
+        for batch in self._held_out():
+            batch = self._to_device(batch)
+            with self._autocast():
+                totals.add(self.model(batch), len(batch["images"]))
+            z_mu, z_logvar = self.model.encode(batch)
+            moments += torch.stack([z_mu.sum(0), (z_mu**2).sum(0), kl_divergence(z_mu, z_logvar).sum(0)])
+        self.model.train()
+        averages, count = totals.over_workers(), totals.count
+        if not count:
+            return {}, torch.zeros(zdim, device=self.worker.device)
+        _sum_over_workers(moments)
+        mean, square, kld = moments / count
+        metrics = {f"val/{name}": value for name, value in averages.items()}
+        metrics["latent/active_dims"] = float((kld > _ACTIVE_NATS).sum())
+        metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
+        return metrics, mean
+
+    def _held_out(self) -> Iterator[Mapping[str, Tensor]]:
+        chunks = self.order.val_chunks()[self.worker.rank :: self.worker.world_size]
+        return stream_rows(self.store, self.order, chunks, self.store.chunk_size)
+
+    def _checkpoint(self) -> None:
+        if self.worker.rank == 0:
+            keep = self.config.resources.keep_checkpoints
+            save_checkpoint(self.run.checkpoints, self.position, self.model, self.optimizer, keep)
+
+    def check_finite(self, averages: Mapping[str, float]) -> None:
+        """Stop a run that has diverged."""
+        if not np.isfinite(averages["loss"]):
+            raise RunError(
+                str(self.run.path),
+                f"the loss became {averages['loss']} after {self.position.images_seen:,} images",
+                "start a new run with a smaller --lr, or with --precision fp32",
+            )
+
+
+class _Averages:
+    """Loss terms summed on the device, weighted by the number of images."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(ElboTerms._fields) + 1, dtype=torch.float64, device=device)
+
+    def add(self, terms: ElboTerms, count: int) -> None:
+        self.sums += torch.stack([*(term.double() * count for term in terms), torch.tensor(float(count), device=self.sums.device).double()])
+
+    @property
+    def count(self) -> int:
+        return int(self.sums[-1])
+
+    def here(self) -> dict[str, float]:
+        """Averages of this worker's images."""
+        means = (self.sums[:-1] / self.sums[-1].clamp_min(1)).tolist()
+        return dict(zip(ElboTerms._fields, means, strict=True))
+
+    def over_workers(self) -> dict[str, float]:
+        """Averages over all workers' images; all must call it."""
+        _sum_over_workers(self.sums)
+        return self.here()
+
+
+class _Window:
+    """Reports averages every few seconds on rank 0, without touching the device in between."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._restart()
+
+    def _restart(self) -> None:
+        self.averages = _Averages(self.trainer.worker.device)
+        self.start, self.images = time.monotonic(), 0
+
+    def add(self, terms: ElboTerms, count: int) -> None:
+        trainer = self.trainer
+        if trainer.worker.rank != 0:
+            return
+        self.averages.add(terms, count)
+        self.images += count * trainer.worker.world_size
+        elapsed = time.monotonic() - self.start
+        if elapsed < trainer.config.resources.log_seconds:
+            return
+        averages = self.averages.here()
+        trainer.check_finite(averages)
+        seen, rate = trainer.position.images_seen, self.images / elapsed
+        left = trainer.config.training.num_epochs * trainer.images_per_epoch - seen
+        metrics = {f"train/{name}": value for name, value in averages.items()}
+        metrics |= {
+            "epoch": seen / trainer.images_per_epoch,
+            "perf/images_per_second": rate,
+            "perf/eta_seconds": left / rate,
+            "train/lr": trainer.optimizer.param_groups[0]["lr"],
+        }
+        trainer.reporter.interval(seen, metrics)
+        self._restart()
+
+
+def _sum_over_workers(tensor: Tensor) -> None:
+    if dist.is_initialized():
+        dist.all_reduce(tensor)

@@ -1,0 +1,92 @@
+"""What training tells the world: lines in the log, lines in ``metrics.jsonl``, and whoever else listens."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from drgn_ray.models.vae import VAE
+from drgn_ray.progress import format_duration
+from drgn_ray.training.checkpoint import Position
+from drgn_ray.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+Metrics = Mapping[str, float]
+
+
+class Reporter(Protocol):
+    """Listens to the first worker; `step` is the number of images seen."""
+
+    def begin(self, position: Position) -> None:
+        """Training starts or goes on from here; the history up to here is known to be true."""
+
+    def interval(self, step: int, metrics: Metrics) -> None:
+        """Averages since the last call, every few seconds."""
+
+    def epoch(self, step: int, metrics: Metrics, model: VAE, z: Tensor) -> None:
+        """An epoch ended; `z` is a typical latent to decode."""
+
+
+class Reporters:
+    """Several reporters as one."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self.reporters = reporters
+
+    def begin(self, position: Position) -> None:
+        """See `Reporter.begin`."""
+        for reporter in self.reporters:
+            reporter.begin(position)
+
+    def interval(self, step: int, metrics: Metrics) -> None:
+        """See `Reporter.interval`."""
+        for reporter in self.reporters:
+            reporter.interval(step, metrics)
+
+    def epoch(self, step: int, metrics: Metrics, model: VAE, z: Tensor) -> None:
+        """See `Reporter.epoch`."""
+        for reporter in self.reporters:
+            reporter.epoch(step, metrics, model, z)
+
+
+class LogReporter:
+    """One line every few seconds and one an epoch, in the log and in ``metrics.jsonl``."""
+
+    def __init__(self, run: RunDirectory, num_epochs: int) -> None:
+        self.run, self.num_epochs = run, num_epochs
+
+    def begin(self, position: Position) -> None:
+        """Drop lines beyond the checkpoint, which will be trained again; its history is the truth on epochs."""
+        lines = self.run.metrics_file.read_text().splitlines() if self.run.metrics_file.exists() else []
+        kept = [line for line in map(json.loads, filter(None, lines)) if line["step"] <= position.images_seen and line["kind"] == "interval"]
+        merged = sorted([*kept, *position.history], key=lambda line: (line["step"], line["kind"] == "epoch"))
+        self.run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in merged))
+
+    def interval(self, step: int, metrics: Metrics) -> None:
+        """Write a line of progress."""
+        self._append({"kind": "interval", "step": step, **metrics})
+        epoch = int(metrics["epoch"]) + 1
+        logger.info(
+            "epoch %d/%d  %3.0f%%  %s images/s  recon %.4f  kld %.2f  loss %.4f  ETA %s",
+            min(epoch, self.num_epochs), self.num_epochs, 100 * (metrics["epoch"] % 1), f"{metrics['perf/images_per_second']:,.0f}",
+            metrics["train/recon_loss"], metrics["train/kld"], metrics["train/loss"], format_duration(metrics["perf/eta_seconds"]),
+        )  # fmt: skip
+
+    def epoch(self, step: int, metrics: Metrics, model: VAE, z: Tensor) -> None:
+        """Write the epoch's line."""
+        del model, z
+        self._append({"kind": "epoch", "step": step, **metrics})
+        validation = f"  val loss {metrics['val/loss']:.4f}" if "val/loss" in metrics else ""
+        logger.info(
+            "epoch %d/%d done  loss %.4f  recon %.4f  kld %.2f%s  %s",
+            metrics["epoch"], self.num_epochs, metrics["train_epoch/loss"], metrics["train_epoch/recon_loss"],
+            metrics["train_epoch/kld"], validation, format_duration(metrics["perf/epoch_seconds"]),
+        )  # fmt: skip
+
+    def _append(self, line: Mapping[str, object]) -> None:
+        with self.run.metrics_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")

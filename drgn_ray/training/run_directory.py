@@ -1,0 +1,52 @@
+"""What a run directory holds, and whether a command may go on in it.
+
+``config.yaml``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``, ``analyze.N/``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drgn_ray.config import RunConfig, differences, read_config, write_config
+from drgn_ray.errors import ConfigError, RunError
+
+
+class RunDirectory:
+    """Paths of a run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.config_file = self.path / "config.yaml"
+        self.log_file = self.path / "run.log"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.latents_file = self.path / "latents.npz"
+        self.mlflow_file = self.path / "mlflow.json"
+
+    def begin(self, config: RunConfig) -> None:
+        """Claim the directory for a run; one that is there already goes on if its settings agree."""
+        if self.config_file.exists():
+            changed = differences(read_config(self.config_file), config)
+            if changed:
+                listed = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
+                raise ConfigError(
+                    str(self.path), f"a run with other settings is here ({listed})",
+                    "pass another -o, or the settings it was begun with to go on",
+                )  # fmt: skip
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_config(config, self.config_file)
+
+    def config(self) -> RunConfig:
+        """The settings of an existing run."""
+        if not self.config_file.exists():
+            raise RunError(
+                str(self.path), "there is no run here (no config.yaml)",
+                "pass the -o directory of `drgn-ray train`",
+            )  # fmt: skip
+        return read_config(self.config_file)
+
+    def analysis(self, epoch: int) -> Path:
+        """Where the analysis after an epoch (1-based, as cryoDRGN counts) goes."""
+        return self.path / f"analyze.{epoch}"

@@ -1,0 +1,18 @@
+"""Learning rate as a function of the images seen."""
+
+from __future__ import annotations
+
+import math
+
+from drgn_ray.config import TrainingConfig
+
+
+def learning_rate(training: TrainingConfig, images_seen: int, images_per_epoch: int) -> float:
+    """Linear warm-up, then constant or a half cosine to zero at the last epoch's end."""
+    epoch = images_seen / images_per_epoch
+    if epoch < training.warmup_epochs:
+        return training.lr * epoch / training.warmup_epochs
+    if training.lr_schedule == "constant":
+        return training.lr
+    share = (epoch - training.warmup_epochs) / max(training.num_epochs - training.warmup_epochs, 1e-9)
+    return training.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1)))

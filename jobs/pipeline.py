@@ -1,0 +1,55 @@
+"""Steps that several commands share: open the tracked run, train, embed, analyse."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import torch
+
+from drgn_ray.analysis.analyze import Analysis, analyze
+from drgn_ray.config import RunConfig
+from drgn_ray.distributed.embed import embed
+from drgn_ray.distributed.trainer import train
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.tracking.reporter import make_reporter
+from drgn_ray.tracking.run import TrackedRun, open_run
+from drgn_ray.tracking.summary import summary
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.embed import load_latents, trained_epochs, trained_model
+from drgn_ray.training.run_directory import RunDirectory
+from jobs.frame import Frame
+
+
+def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedRun:
+    """The run's place in MLflow; its link is printed."""
+    job = os.environ.get("RAY_JOB_SUBMISSION_ID")
+    tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
+    frame.link(tracked.link)
+    return tracked
+
+
+def train_run(run: RunDirectory, config: RunConfig, tracked: TrackedRun) -> None:
+    """Train, and let MLflow know how it ended."""
+    try:
+        train(config, run, partial(make_reporter, run, config.training.num_epochs))
+    except BaseException as error:
+        tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+def analyze_run(run: RunDirectory, tracked: TrackedRun, *, ksample: int = 20, num_pcs: int = 2) -> Analysis:
+    """Embed every particle, analyse, and copy all of it to MLflow."""
+    config = run.config()
+    store = ParticleStore(config.particles)
+    embed(run, store).save(run.latents_file)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
+    folder = run.analysis(trained_epochs(run, config, store))
+    latents = load_latents(run.latents_file)
+    analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
+    tracked.artifacts(folder, folder.name)
+    for file in (run.latents_file, run.latents_file.with_suffix(".parquet"), run.config_file):
+        tracked.artifacts(file)
+    tracked.note(summary(run, store.info, position, analysis))
+    return analysis

@@ -1,0 +1,69 @@
+"""Train the network on a particle store; the same call goes on after an interruption.
+
+drgn-ray train particles.zarr -o runs/a --zdim 8 -n 20
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from drgn_ray.config import RunConfig, read_config
+from jobs.cli import exit_with, parse, run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of ``train``."""
+
+    outdir: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """The run directory; a run that is there already goes on."""
+    run: tyro.conf.OmitArgPrefixes[RunConfig]
+    config: str | None = None
+    """YAML file of settings; flags override it."""
+    no_analysis: bool = False
+    """Stop after training."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(lambda: _train(_parse(argv)))
+
+
+def _parse(argv: Sequence[str] | None) -> Arguments:
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    file = first.parse_known_args(argv)[0].config
+    settings = RunConfig() if file is None else read_config(Path(file))
+    return parse(Arguments, argv, "train", __doc__ or "", default=Arguments(tyro.MISSING, settings))
+
+
+def _train(arguments: Arguments) -> None:
+    from drgn_ray.errors import ConfigError
+    from drgn_ray.particles.store import ParticleStore
+    from drgn_ray.training.run_directory import RunDirectory
+    from jobs.frame import job_frame
+    from jobs.pipeline import analyze_run, open_tracked, train_run
+
+    if not arguments.run.particles:
+        raise ConfigError("drgn-ray train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`")
+    store = ParticleStore(arguments.run.particles)
+    config = arguments.run.model_copy(update={"particles": store.absolute_path})
+    run = RunDirectory(arguments.outdir)
+    run.begin(config)
+    with job_frame(arguments.outdir) as frame:
+        tracked = open_tracked(run, config, frame)
+        train_run(run, config, tracked)
+        if not arguments.no_analysis:
+            analysis = analyze_run(run, tracked)
+            frame.result(f"volumes {analysis.kmeans_folder}")
+        tracked.end("FINISHED")
+
+
+if __name__ == "__main__":
+    exit_with(main)
