@@ -17,7 +17,9 @@ from drgn_ray import units
 from drgn_ray.errors import ParticleFileError
 
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
-_ALLOWED = {(module, name) for module in _NUMPY for name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")}
+_ALLOWED = {
+    (module, name) for module in _NUMPY for name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+}
 _ALLOWED.add(("_codecs", "encode"))
 
 
@@ -31,21 +33,19 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: str) -> Any:
-    """The first object of a pickle of numpy arrays."""
+    """Read the first object of a pickle of numpy arrays."""
     if not os.path.isfile(path):
         raise ParticleFileError(path, "there is no such file", "check the path")
     try:
         with open(path, "rb") as file:
             return _NumpyUnpickler(file).load()
-    except Exception as error:  # noqa: BLE001  a damaged pickle can raise anything
+    except Exception as error:
         raise ParticleFileError(
             path, f"this is not a pickle of numpy arrays ({error})", "pass a file written by cryodrgn"
         ) from error
 
 
-def read_mrcs_with_pickles(
-    stack: str, *, poses: str, ctf: str | None, apix: float | None
-) -> ParticleTable:
+def read_mrcs_with_pickles(stack: str, *, poses: str, ctf: str | None, apix: float | None) -> ParticleTable:
     """Read an MRC stack with cryoDRGN's ``pose.pkl`` and ``ctf.pkl`` (None: the images carry no CTF)."""
     header = mrcs.read_header(stack)
     count = header.num_images
@@ -82,13 +82,21 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
         chosen = np.asarray(read_pickle(path))
     else:
         try:
-            chosen = np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path, dtype=np.int64, ndmin=1)
+            chosen = (
+                np.load(path, allow_pickle=False)
+                if path.endswith(".npy")
+                else np.loadtxt(path, dtype=np.int64, ndmin=1)
+            )
         except (OSError, ValueError) as error:
-            raise ParticleFileError(path, f"cannot be read as row numbers ({error})", "pass a .pkl, .npy or text file") from error
+            raise ParticleFileError(
+                path, f"cannot be read as row numbers ({error})", "pass a .pkl, .npy or text file"
+            ) from error
     if chosen.dtype == bool and chosen.shape == (count,):
         chosen = np.flatnonzero(chosen)
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not len(chosen):
-        raise ParticleFileError(path, f"holds {chosen.dtype} of shape {chosen.shape}, not row numbers", "pass a list of integers")
+        raise ParticleFileError(
+            path, f"holds {chosen.dtype} of shape {chosen.shape}, not row numbers", "pass a list of integers"
+        )
     if chosen.min() < 0 or chosen.max() >= count:
         raise ParticleFileError(
             path, f"row numbers run from {chosen.min()} to {chosen.max()}, the particles from 0 to {count - 1}",
@@ -111,7 +119,10 @@ def _read_poses(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     if len(bad):
         row = int(bad[0])
         raise ParticleFileError(
-            path, f"the shift is {fraction[row]}, but shifts are fractions of the box", "divide them by the box size", row=row
+            path,
+            f"the shift is {fraction[row]}, but shifts are fractions of the box",
+            "divide them by the box size",
+            row=row,
         )
     return rotation, fraction
 

@@ -52,7 +52,9 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
     info = None if options.overwrite else writer.unfinished_info()
     if info is None:
         if os.path.exists(options.output) and not options.overwrite:
-            raise StoreError(options.output, "something is already here", "pass another -o, or --overwrite to replace it")
+            raise StoreError(
+                options.output, "something is already here", "pass another -o, or --overwrite to replace it"
+            )
         info = _plan(table, options, box_size)
         columns = dict(table.columns)
         columns["apix"] = table.columns["apix"] * (table.box_size / box_size)
@@ -71,7 +73,8 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
 def _agrees(info: StoreInfo, table: ParticleTable, options: Options, box_size: int) -> bool:
     """Whether an unfinished store was begun from these particles with these options."""
     return (
-        (info.num_particles, info.box_size, info.dtype, info.has_ctf) == (len(table), box_size, options.dtype, table.has_ctf)
+        (info.num_particles, info.box_size, info.dtype, info.has_ctf)
+        == (len(table), box_size, options.dtype, table.has_ctf)
         and info.sources == _describe_sources(table)
         and options.data_sign in (None, info.data_sign)
     )
@@ -88,7 +91,7 @@ def _box_size(table: ParticleTable, options: Options) -> int:
 
 
 def _plan(table: ParticleTable, options: Options, box_size: int) -> StoreInfo:
-    """Settings of the store, measured on about 1,000 images; a function of the source alone."""
+    """Measure the settings of the store on about 1,000 images: a function of the source alone."""
     rows = normalise.sample_rows(len(table))
     sample = torch.from_numpy(read_cropped(table, rows, box_size))
     scale = normalise.power_of_two_scale(sample)

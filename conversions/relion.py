@@ -33,7 +33,7 @@ class StarBlocks:
         return name in self.particles or (self.optics is not None and name in self.optics)
 
     def numbers(self, name: str) -> Float[np.ndarray, " N"]:
-        """A column as float64, from the particles or else from their optics groups."""
+        """Read a column as float64, from the particles or else from their optics groups."""
         if name in self.particles:
             raw, rows = self.particles[name], np.arange(len(self.particles))
         else:
@@ -49,7 +49,7 @@ class StarBlocks:
         return values
 
     def required(self, name: str, remedy: str) -> Float[np.ndarray, " N"]:
-        """A column the conversion cannot do without."""
+        """Read a column the conversion cannot do without."""
         if not self.has(name):
             raise ParticleFileError(self.path, f"no column {name} (found {self._found()})", remedy)
         return self.numbers(name)
@@ -87,7 +87,9 @@ def read_star(path: str, *, datadir: str | None, apix: float | None, has_ctf: bo
         "source_row": np.arange(count),
         "phase_shift": _optional(star, "phase_shift", 0.0) if has_ctf else np.zeros(count),
     }
-    ctf_remedy = "use the STAR file of a CtfRefine, Refine3D or Class3D job, or pass --no-ctf if the images carry no CTF"
+    ctf_remedy = (
+        "use the STAR file of a CtfRefine, Refine3D or Class3D job, or pass --no-ctf if the images carry no CTF"
+    )
     for name in CTF_FROM_STAR:
         columns[name] = star.required(COLUMN[name].relion[0], ctf_remedy) if has_ctf else NO_CTF[name](count)
     check_values(path, columns)
@@ -104,8 +106,10 @@ def _read_blocks(path: str) -> StarBlocks:
         raise ParticleFileError(path, "there is no such file", "check the path of the STAR file")
     try:
         blocks = starfile.read(path, always_dict=True)
-    except Exception as error:  # noqa: BLE001  starfile raises whatever its parser trips over
-        raise ParticleFileError(path, f"cannot be read as STAR ({' '.join(str(error).split())})", "check the file") from error
+    except Exception as error:
+        raise ParticleFileError(
+            path, f"cannot be read as STAR ({' '.join(str(error).split())})", "check the file"
+        ) from error
     frames = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
     particles = next((frame for frame in frames.values() if "rlnImageName" in frame), None)
     if particles is None or particles.empty:
@@ -132,9 +136,7 @@ def _image_locations(
     if len(bad):
         row = int(bad[0])
         name = star.particles["rlnImageName"].iloc[row]
-        raise ParticleFileError(
-            star.path, f"rlnImageName is {name!r}, not number@stack.mrcs", "mend that row", row=row
-        )
+        raise ParticleFileError(star.path, f"rlnImageName is {name!r}, not number@stack.mrcs", "mend that row", row=row)
     stack_of, names = pd.factorize(parts[1])
     stacks = _find_stacks(star.path, [str(name) for name in names], datadir)
     index_of = units.image_index_from_relion(parts[0].to_numpy(np.int64))

@@ -37,7 +37,7 @@ class ParticleTable:
     stacks: tuple[str, ...]
     stack_of: Int[np.ndarray, " N"]
     index_of: Int[np.ndarray, " N"]
-    columns: dict[str, Shaped[np.ndarray, "N *row"]]
+    columns: dict[str, Shaped[np.ndarray, N * row]]
     tables: dict[str, pd.DataFrame]
     box_size: int
     has_ctf: bool
@@ -91,7 +91,9 @@ def check_values(source: str, columns: dict[str, Any]) -> None:
         finite = np.isfinite(values.astype(np.float64)).reshape(len(values), -1).all(axis=1)
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
-            raise ParticleFileError(source, f"{name} is {values[row]}, not a number", "remove or mend that row", row=row)
+            raise ParticleFileError(
+                source, f"{name} is {values[row]}, not a number", "remove or mend that row", row=row
+            )
     for name, low, high, unit in (
         ("apix", 1e-3, 1e3, "Å/px"),
         ("voltage", 10, 2000, "kV"),

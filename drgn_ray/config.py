@@ -116,7 +116,9 @@ def read_config(path: Path) -> RunConfig:
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(str(path), f"cannot be read as YAML ({_one_line(error)})", "pass a readable YAML file") from error
+        raise ConfigError(
+            str(path), f"cannot be read as YAML ({_one_line(error)})", "pass a readable YAML file"
+        ) from error
     try:
         return RunConfig.model_validate(raw or {})
     except PydanticError as error:
@@ -136,7 +138,7 @@ def describe(error: PydanticError) -> str:
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ in a way that changes the result: {field: (old, new)}.
+    """Find settings that differ in a way that changes the result: {field: (old, new)}.
 
     Resources may differ, and so may `num_epochs` (a run can be continued or cut short).
     """

@@ -32,7 +32,9 @@ class Progress:
         self._bar = tqdm(total=self.total, desc=self.label, unit=f" {self.unit}") if sys.stderr.isatty() else None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:

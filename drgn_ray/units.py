@@ -57,5 +57,5 @@ def apix_from_magnification(
 
 
 def image_index_from_relion(number: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
-    """The 1-based image number of ``rlnImageName`` (``000001@stack.mrcs``) to a 0-based index."""
+    """Turn the 1-based image number of ``rlnImageName`` (``000001@stack.mrcs``) into a 0-based index."""
     return number.astype(np.int64) - 1

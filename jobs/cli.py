@@ -47,12 +47,17 @@ def _help() -> str:
     )
 
 
-def parse(form: type[Any], argv: Sequence[str] | None, name: str, description: str, **options: Any) -> Any:
+def parse(form: type[Any], argv: Sequence[str] | None, name: str, description: str | None, **options: Any) -> Any:
     """Parse a command's arguments into `form` (a dataclass); a wrong call ends with exit code 2."""
     import tyro
 
     return tyro.cli(
-        form, args=argv, prog=f"drgn-ray {name}", description=description, config=(tyro.conf.FlagCreatePairsOff,), **options
+        form,
+        args=argv,
+        prog=f"drgn-ray {name}",
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        **options,
     )
 
 

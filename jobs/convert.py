@@ -68,7 +68,9 @@ def _convert(arguments: Arguments, command: str) -> None:
     from jobs.frame import job_frame
 
     if arguments.invert and arguments.no_invert:
-        raise ConfigError("--invert --no-invert", "they contradict each other", "pass one, or none to let the data decide")
+        raise ConfigError(
+            "--invert --no-invert", "they contradict each other", "pass one, or none to let the data decide"
+        )
     table = read_particles(
         arguments.particles,
         poses=arguments.poses,

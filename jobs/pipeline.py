@@ -22,7 +22,7 @@ from jobs.frame import Frame
 
 
 def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedRun:
-    """The run's place in MLflow; its link is printed."""
+    """Open the run's place in MLflow and print its link."""
     job = os.environ.get("RAY_JOB_SUBMISSION_ID")
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
     frame.link(tracked.link)

@@ -40,7 +40,7 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     first.add_argument("--config")
     file = first.parse_known_args(argv)[0].config
     settings = RunConfig() if file is None else read_config(Path(file))
-    return parse(Arguments, argv, "train", __doc__ or "", default=Arguments(tyro.MISSING, settings))
+    return parse(Arguments, argv, "train", __doc__, default=Arguments(tyro.MISSING, settings))
 
 
 def _train(arguments: Arguments) -> None:
@@ -51,7 +51,9 @@ def _train(arguments: Arguments) -> None:
     from jobs.pipeline import analyze_run, open_tracked, train_run
 
     if not arguments.run.particles:
-        raise ConfigError("drgn-ray train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`")
+        raise ConfigError(
+            "drgn-ray train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`"
+        )
     store = ParticleStore(arguments.run.particles)
     config = arguments.run.model_copy(update={"particles": store.absolute_path})
     run = RunDirectory(arguments.outdir)

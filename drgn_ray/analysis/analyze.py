@@ -62,4 +62,6 @@ def analyze(
 def _along(z: np.ndarray, pca: PrincipalComponents, component: int) -> np.ndarray:
     """Latents on a straight line along a component through the mean."""
     scores = pca.scores[:, component]
-    return z.mean(axis=0) + np.linspace(*np.percentile(scores, (5, 95)), VOLUMES_ALONG_PC)[:, None] * pca.axes[component]
+    return (
+        z.mean(axis=0) + np.linspace(*np.percentile(scores, (5, 95)), VOLUMES_ALONG_PC)[:, None] * pca.axes[component]
+    )

@@ -52,7 +52,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """The user's mistake that a Ray error carries from another process, if it does."""
+    """Find the user's mistake that a Ray error carries from another process, if it does."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

@@ -67,7 +67,7 @@ class SliceSource(Datasource):
         return tasks
 
 
-def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: int):  # noqa: ANN202  Ray's own type
+def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: int):
     def read() -> Iterator[ArrowBlock]:
         rows = read_block(ParticleStore(store_path), order, block)
         rows[SLICE_COLUMN] = np.full(len(rows["images"]), slice_index)
@@ -77,13 +77,13 @@ def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: in
 
 
 def slice_dataset(store: ParticleStore, order: ParticleOrder, first_slice: int) -> ray.data.Dataset:
-    """A dataset whose n-th execution is slice `first_slice` + n."""
+    """Make a dataset whose n-th execution is slice `first_slice` + n."""
     image_bytes = store.info.box_size**2 * np.dtype(store.info.dtype).itemsize
     return ray.data.read_datasource(SliceSource(store.path, order, first_slice, image_bytes))
 
 
 def stream_batches(shard: DataIterator, slice_index: int, batch_size: int) -> Iterator[Mapping[str, Tensor]]:
-    """This worker's batches of a slice; the last may be short, on all workers alike."""
+    """Yield the worker's batches of a slice; the last may be short, on all workers alike."""
     for batch in shard.iter_torch_batches(batch_size=batch_size, prefetch_batches=2, collate_fn=_ToTensors()):
         slices = batch.pop(SLICE_COLUMN)
         assert (slices == slice_index).all(), f"Ray Data gave slice {slices.unique().tolist()} instead of {slice_index}"

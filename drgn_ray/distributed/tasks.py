@@ -9,9 +9,7 @@ T = TypeVar("T")
 MAX_RETRIES = 3
 
 
-def run_tasks(
-    tasks: Sequence[Callable[[], T]], *, num_workers: int | None = None, num_gpus: float = 0
-) -> Iterator[T]:
+def run_tasks(tasks: Sequence[Callable[[], T]], *, num_workers: int | None = None, num_gpus: float = 0) -> Iterator[T]:
     """Run tasks and yield their results as they come; each must be safe to run again.
 
     Parameters
@@ -33,6 +31,7 @@ def run_tasks(
             yield task()
         return
     import ray
+    from ray.exceptions import RayTaskError
 
     from drgn_ray.distributed.cluster import connected, user_error_in
 
@@ -46,7 +45,7 @@ def run_tasks(
             finished, running = ray.wait(running)
             try:
                 yield from ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise user_error_in(error) or error from None
 
 

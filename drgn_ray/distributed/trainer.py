@@ -89,9 +89,7 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     use_gpu = gpus > 0
     if use_gpu and gpus < num_workers:
-        raise ResourceError(
-            f"--num-workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}"
-        )
+        raise ResourceError(f"--num-workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}")
     spare = [max(int(node.get("CPU", 0)) - 1, 0) for node in nodes]
     slots = [int(node.get("GPU", 0)) if use_gpu else cpus for node, cpus in zip(nodes, spare, strict=True)]
     cpus = resources.cpus_per_worker
@@ -119,11 +117,12 @@ def _train_on_ray(
     # Workers and read tasks of a machine of our own: one CPU for reading besides what the workers need.
     own_cpus = max(os.cpu_count() or 1, config.resources.num_workers * (config.resources.cpus_per_worker or 1) + 1)
     with connected(num_cpus=own_cpus):
-        resources = plan_resources(
-            config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        )
+        resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         logger.info(
-            "%d workers with %d CPUs%s each", resources.num_workers, resources.cpus, " and a GPU" if resources.use_gpu else ""
+            "%d workers with %d CPUs%s each",
+            resources.num_workers,
+            resources.cpus,
+            " and a GPU" if resources.use_gpu else "",
         )
         _fit(config, store, run, make_reporter, resources)
 
@@ -175,6 +174,7 @@ def _train_worker(loop: Mapping[str, object]) -> None:
     torch.set_num_threads(int(loop["cpus"]))  # type: ignore[arg-type]
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     shard = ray.train.get_dataset_shard("train")
+    assert shard is not None
     batch_size = config.training.batch_size // worker.world_size
     trainer = Trainer(
         config,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from drgn_ray.models.decoder import CoordinateDecoder
-from drgn_ray.physics.observation import Observer
 from drgn_ray.models.vae import VAE, ResidualEncoder
+from drgn_ray.physics.observation import Observer
 
 DECODERS = {"coordinate": CoordinateDecoder}
 ENCODERS = {"residual": ResidualEncoder}
@@ -15,25 +15,35 @@ ENCODERS = {"residual": ResidualEncoder}
 class ModelSettings(Protocol):
     """What `build_vae` reads of a configuration (`drgn_ray.config.ModelConfig`)."""
 
-    zdim: int
-    encoder: str
-    enc_dim: int
-    enc_layers: int
-    decoder: str
-    dec_dim: int
-    dec_layers: int
-    pe_type: str
-    pe_dim: int | None
-    feat_sigma: float
-    beta: float | None
-    window: bool
+    @property
+    def zdim(self) -> int: ...  # noqa: D102
+    @property
+    def encoder(self) -> str: ...  # noqa: D102
+    @property
+    def enc_dim(self) -> int: ...  # noqa: D102
+    @property
+    def enc_layers(self) -> int: ...  # noqa: D102
+    @property
+    def decoder(self) -> str: ...  # noqa: D102
+    @property
+    def dec_dim(self) -> int: ...  # noqa: D102
+    @property
+    def dec_layers(self) -> int: ...  # noqa: D102
+    @property
+    def pe_type(self) -> str: ...  # noqa: D102
+    @property
+    def pe_dim(self) -> int | None: ...  # noqa: D102
+    @property
+    def feat_sigma(self) -> float: ...  # noqa: D102
+    @property
+    def beta(self) -> float | None: ...  # noqa: D102
+    @property
+    def window(self) -> bool: ...  # noqa: D102
 
 
 def build_vae(model: ModelSettings, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool) -> VAE:
     """Build the network for images of a store; weights are drawn from torch's global generator."""
-    observer = Observer(
-        box_size=box_size, data_sign=data_sign, hartley_std=hartley_std, window=model.window, ctf=ctf
-    )
+    observer = Observer(box_size=box_size, data_sign=data_sign, hartley_std=hartley_std, window=model.window, ctf=ctf)
     encoder = ENCODERS[model.encoder](
         num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
     )

@@ -38,7 +38,11 @@ def kl_divergence(z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"]) ->
 
 
 def elbo_terms(
-    recon_loss: Float[Tensor, ""], z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"], beta: float, num_points: int
+    recon_loss: Float[Tensor, ""],
+    z_mu: Float[Tensor, "B Z"],
+    z_logvar: Float[Tensor, "B Z"],
+    beta: float,
+    num_points: int,
 ) -> ElboTerms:
     """Put the terms together; `num_points` is P of the half-disc, of which the disc has twice as many."""
     kld = kl_divergence(z_mu, z_logvar).sum(-1).mean()

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from drgn_ray.models.decoder import CoordinateDecoder
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss, sample_latent
 from drgn_ray.models.mlp import ResidualMLP
-from drgn_ray.physics.observation import Observation, Observer
 from drgn_ray.physics.fourier import volume_from_hartley
 from drgn_ray.physics.lattice import hartley_from_half
+from drgn_ray.physics.observation import Observation, Observer
 
 
 class ResidualEncoder(nn.Module):

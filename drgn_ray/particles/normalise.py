@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drgn_ray.physics.observation import Observer
 from drgn_ray.physics.backproject import BackProjector
 from drgn_ray.physics.fourier import fourier_crop, hartley
+from drgn_ray.physics.observation import Observer
 
 NUM_SAMPLES = 1000
 CONTRAST_BOX = 32
@@ -26,13 +26,13 @@ def sample_rows(num_particles: int) -> Int[np.ndarray, " n"]:
 
 
 def power_of_two_scale(images: Float[Tensor, "n D D"]) -> float:
-    """The power of two nearest to the images' standard deviation: dividing by it is exact and fits float16."""
+    """Find the power of two nearest to the images' standard deviation: dividing by it is exact and fits float16."""
     spread = float(images.std())
     return 2.0 ** round(math.log2(spread)) if spread > 0 else 1.0
 
 
 def hartley_std(images: Float[Tensor, "n D D"]) -> float:
-    """Standard deviation of the Hartley values on the (D+1)-lattice, without window, DC included (as cryoDRGN)."""
+    """Measure the spread of the Hartley values on the (D+1)-lattice, without window, DC included (as cryoDRGN)."""
     transform = hartley(images)
     row = torch.cat([transform, transform[..., :1, :]], dim=-2)
     return float(torch.cat([row, row[..., :1]], dim=-1).std())
@@ -70,7 +70,9 @@ def decide_contrast(
     white = -1 if has_ctf else 1  # our CTF is negative at low frequency, so it turns white protein dark
     evidence = f"skewness of the consensus of {len(images)} particles is {skewness:+.2f} uninverted"
     if abs(skewness) < UNDECIDED_SKEWNESS:
-        return Contrast(white, f"protein is taken as white, but the data do not tell ({evidence}); --no-invert or --invert decides")
+        return Contrast(
+            white, f"protein is taken as white, but the data do not tell ({evidence}); --no-invert or --invert decides"
+        )
     sign = 1 if skewness > 0 else -1
     return Contrast(sign, f"protein is {'white' if sign == white else 'dark'}: {evidence}")
 

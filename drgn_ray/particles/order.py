@@ -62,14 +62,12 @@ class ParticleOrder:
         return np.setdiff1d(np.arange(self.num_chunks), self.val_chunks())
 
     def slice_blocks(self, slice_index: int) -> list[Block]:
-        """What is read, in order, in one slice of training."""
+        """List what is read, in order, in one slice of training."""
         epoch, part = divmod(slice_index, self.slices_per_epoch)
         chunks = np.random.default_rng((self.seed, _CHUNKS, epoch)).permutation(self.train_chunks())
         mine = np.array_split(chunks, self.slices_per_epoch)[part]
         starts = range(0, len(mine), CHUNKS_A_BLOCK)
-        return [
-            Block(tuple(mine[i : i + CHUNKS_A_BLOCK].tolist()), (self.seed, _ROWS, slice_index, i)) for i in starts
-        ]
+        return [Block(tuple(mine[i : i + CHUNKS_A_BLOCK].tolist()), (self.seed, _ROWS, slice_index, i)) for i in starts]
 
     def rows_of(self, chunk: int) -> slice:
         """Rows of the store in a chunk."""

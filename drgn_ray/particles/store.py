@@ -88,7 +88,7 @@ class StoreWriter:
         self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
 
     def create(
-        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, "N *row"]], tables: Mapping[str, pd.DataFrame]
+        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, N * row]], tables: Mapping[str, pd.DataFrame]
     ) -> None:
         """Write everything but the images: arrays' metadata, the columns, the original tables."""
         chunk, shard = chunk_and_shard(info.num_particles, info.box_size, info.dtype)
@@ -118,7 +118,7 @@ class StoreWriter:
         group.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, **asdict(info)})
 
     def unfinished_info(self) -> StoreInfo | None:
-        """The settings of an unfinished store at this path; None if there is none."""
+        """Read the settings of an unfinished store at this path; None if there is none."""
         attributes = _attributes(self.path)
         if attributes is None or attributes.get("format") != FORMAT or attributes["complete"]:
             return None
@@ -194,7 +194,7 @@ class ParticleStore:
         self.images = zarr.open_array(f"{self.path}/images", mode="r")
 
     def _check_shards(self, expected: Sequence[int]) -> None:
-        """A missing shard would read as zeros, so their presence and size are checked."""
+        """Check presence and size of every shard: a missing one would read as zeros."""
         filesystem, root = fsspec.core.url_to_fs(self.path)
         found = {
             name.removeprefix(f"{root}/images/c/"): entry["size"]
@@ -205,7 +205,9 @@ class ParticleStore:
             if present != size:
                 state = "is missing" if present is None else f"has {present} bytes, not {size}"
                 raise StoreError(
-                    self.path, f"its shard images/c/{shard}/0/0 {state}", f"convert again: `{self.info.command} --overwrite`"
+                    self.path,
+                    f"its shard images/c/{shard}/0/0 {state}",
+                    f"convert again: `{self.info.command} --overwrite`",
                 )
 
     def __len__(self) -> int:
@@ -227,21 +229,22 @@ class ParticleStore:
             return np.asarray(self.images[rows])
         except ValueError as error:  # zarr's word for a checksum that does not match
             raise StoreError(
-                self.path, f"rows {rows.start} to {rows.stop} are damaged ({error})", f"convert again: `{self.info.command} --overwrite`"
+                self.path,
+                f"rows {rows.start} to {rows.stop} are damaged ({error})",
+                f"convert again: `{self.info.command} --overwrite`",
             ) from error
 
     @cached_property
-    def columns(self) -> dict[str, Shaped[np.ndarray, "N *row"]]:
+    def columns(self) -> dict[str, Shaped[np.ndarray, N * row]]:
         """All columns of `drgn_ray.particles.schema` (about 100 bytes a particle)."""
-        group = zarr.open_group(self.path, mode="r")
-        return {name: np.asarray(group[name][...]) for name in COLUMN}
+        return {name: np.asarray(zarr.open_array(f"{self.path}/{name}", mode="r")[...]) for name in COLUMN}
 
-    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, "n *row"]]:
+    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, n * row]]:
         """Images and columns of consecutive rows."""
         return {"images": self.read_images(rows), **{name: column[rows] for name, column in self.columns.items()}}
 
     def table(self, name: str = "table") -> pd.DataFrame:
-        """The original table (or its "optics" block), untouched, in source order of the rows kept."""
+        """Read the original table (or its "optics" block), untouched, in source order of the rows kept."""
         filesystem, root = fsspec.core.url_to_fs(self.path)
         with filesystem.open(f"{root}/{name}.parquet", "rb") as file:
             return pd.read_parquet(file)
@@ -255,7 +258,7 @@ class ParticleStore:
 def _attributes(path: str) -> dict[str, Any] | None:
     try:
         return dict(zarr.open_group(path, mode="r").attrs)
-    except (FileNotFoundError, NotADirectoryError, zarr.errors.NodeTypeValidationError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drgn_ray.physics.ctf import compute_ctf
+
 
 @dataclass(frozen=True)
 class BlobMolecule:
@@ -26,12 +28,29 @@ class BlobMolecule:
 
 
 def project(
-    molecule: BlobMolecule, rotation: Float[Tensor, "B 3 3"], box_size: int, apix: float
+    molecule: BlobMolecule,
+    rotation: Float[Tensor, "B 3 3"],
+    box_size: int,
+    apix: float,
+    translation: Float[Tensor, "B 2"] | None = None,
 ) -> Float[Tensor, "B D D"]:
-    """Project each conformation along its view: point p lands at ``(rotation @ p)[:2]``, pixel D/2 is the origin."""
-    landed = torch.einsum("bij,baj->bai", rotation, molecule.position)[..., :2] / apix
+    """Project each conformation along its view: point p lands at ``(rotation @ p)[:2] - translation`` (Å).
+
+    Pixel D/2 is the origin; `translation` is what would centre the image again, as in the store.
+    """
+    landed = torch.einsum("bij,baj->bai", rotation, molecule.position)[..., :2]
+    if translation is not None:
+        landed = landed - translation[:, None, :]
     freq = torch.fft.fftfreq(box_size)
-    return _image_from_plane_waves(landed, molecule.mass, freq, molecule.sigma / apix)
+    return _image_from_plane_waves(landed / apix, molecule.mass, freq, molecule.sigma / apix)
+
+
+def apply_ctf(images: Float[Tensor, "B D D"], **parameters: Float[Tensor, " B"]) -> Float[Tensor, "B D D"]:
+    """Multiply images by the CTF in Fourier space; `parameters` as in `compute_ctf`."""
+    size = images.shape[-1]
+    kx, ky = torch.meshgrid(torch.fft.rfftfreq(size), torch.fft.fftfreq(size), indexing="xy")
+    ctf = compute_ctf(torch.stack([kx.flatten(), ky.flatten()], dim=-1), **parameters)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * ctf.reshape(len(images), *kx.shape), s=(size, size))
 
 
 def _image_from_plane_waves(

@@ -33,7 +33,9 @@ def _never_fatal(method: Callable[P, None]) -> Callable[P, None]:
         try:
             method(*args, **kwargs)
         except (MlflowException, OSError) as error:
-            logger.warning("MLflow: %s failed (%s); going on without", method.__name__, " ".join(str(error).split())[:200])
+            logger.warning(
+                "MLflow: %s failed (%s); going on without", method.__name__, " ".join(str(error).split())[:200]
+            )
 
     return guarded
 
@@ -58,7 +60,7 @@ class TrackedRun:
         self.client.log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in values.items()])
 
     def last_step(self, metric: str) -> int:
-        """The largest step at which a metric was logged; -1 if never."""
+        """Find the largest step at which a metric was logged; -1 if never."""
         try:
             return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
         except MlflowException:
@@ -77,7 +79,7 @@ class TrackedRun:
 
     @_never_fatal
     def note(self, markdown: str) -> None:
-        """The text at the top of the run's page."""
+        """Set the text at the top of the run's page."""
         self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     @_never_fatal
@@ -106,7 +108,9 @@ def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | Non
     uri = tracking_uri(run.path.parent)
     client = MlflowClient(uri)
     experiment_id = _experiment(client, Path(config.particles).name.removesuffix(".zarr"), uri, run.path.parent)
-    created = client.create_run(experiment_id, run_name=run.path.name, tags={"drgn_ray.version": __version__, **(tags or {})})
+    created = client.create_run(
+        experiment_id, run_name=run.path.name, tags={"drgn_ray.version": __version__, **(tags or {})}
+    )
     params = [Param(name, str(value)) for name, value in config.flat().items()]
     client.log_batch(created.info.run_id, params=params, tags=[RunTag("drgn_ray.run_directory", str(run.path))])
     place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}

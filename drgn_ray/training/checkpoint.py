@@ -63,7 +63,7 @@ def save_checkpoint(
 
 
 def load_position(folder: Path) -> Position:
-    """The newest checkpoint's position; the start if there is none."""
+    """Read the newest checkpoint's position; the start if there is none."""
     checkpoints = _finished(folder)
     if not checkpoints:
         return Position()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from drgn_ray.config import RunConfig
-from drgn_ray.errors import RunError
+from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.models.vae import VAE
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
@@ -37,6 +37,19 @@ class Latents(NamedTuple):
     z_logvar: Float[np.ndarray, "N Z"]
     source_row: Int[np.ndarray, " N"]
 
+    def of(self, source_rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n Z"]:
+        """Latents of particles named by their source row."""
+        where = np.searchsorted(self.source_row, source_rows)
+        found = (where < len(self.source_row)) & (
+            self.source_row[np.minimum(where, len(self.source_row) - 1)] == source_rows
+        )
+        if not found.all():
+            raise ConfigError(
+                f"particle {source_rows[~found][0]}", f"it is not among the run's {len(self.source_row):,} particles",
+                f"pass rows between {self.source_row[0]} and {self.source_row[-1]}",
+            )  # fmt: skip
+        return self.z[where]
+
     def save(self, path: Path) -> None:
         """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""
         np.savez(path, **self._asdict())
@@ -54,7 +67,7 @@ def load_latents(path: Path) -> Latents:
 
 
 def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> VAE:
-    """The network of a run's newest checkpoint, for evaluation."""
+    """Load the network of a run's newest checkpoint, for evaluation."""
     model = build_model(config, store)
     load_weights(run.checkpoints, model)
     return model.to(device).eval()
@@ -65,7 +78,7 @@ def trained_epochs(run: RunDirectory, config: RunConfig, store: ParticleStore) -
     return load_position(run.checkpoints).next_slice // particle_order(config, store).slices_per_epoch
 
 
-def check_fits(config: RunConfig, trained_on: ParticleStore, other: ParticleStore) -> None:
+def check_fits(trained_on: ParticleStore, other: ParticleStore) -> None:
     """Refuse to embed particles that the network was not made for."""
     mine, its = trained_on.info, other.info
     if mine.box_size != its.box_size or not np.isclose(mine.apix, its.apix, rtol=0.01):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.schema import COLUMN
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import Position, load_position, load_state, save_checkpoint
+from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -37,7 +36,7 @@ _ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carr
 
 @dataclass(frozen=True)
 class Worker:
-    """This process among the training processes."""
+    """One process among the training processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -57,7 +56,7 @@ def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
 
 
 def build_model(config: RunConfig, store: ParticleStore) -> VAE:
-    """The network for a store, its weights drawn with the run's seed."""
+    """Build the network for a store, its weights drawn with the run's seed."""
     torch.manual_seed(config.training.seed)
     info = store.info
     return build_vae(
@@ -98,7 +97,9 @@ class Trainer:
         )
         self.position = load_position(run.checkpoints)
         load_state(run.checkpoints, self.model, self.optimizer)
-        self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False) if worker.world_size > 1 else self.model
+        self.parallel = (
+            DistributedDataParallel(self.model, broadcast_buffers=False) if worker.world_size > 1 else self.model
+        )
         self.bf16, reason = uses_bf16(config.training.precision, worker.device)
         if worker.rank == 0:
             logger.info("device %s, precision %s (%s)", worker.device, "bf16" if self.bf16 else "fp32", reason)
@@ -164,7 +165,7 @@ class Trainer:
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: batch[name].to(self.worker.device, non_blocking=True) for name in _ON_DEVICE}
 
-    def _autocast(self) -> AbstractContextManager[None]:
+    def _autocast(self) -> torch.autocast:
         return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     @torch.inference_mode()
@@ -216,7 +217,9 @@ class _Averages:
         self.sums = torch.zeros(len(ElboTerms._fields) + 1, dtype=torch.float64, device=device)
 
     def add(self, terms: ElboTerms, count: int) -> None:
-        self.sums += torch.stack([*(term.double() * count for term in terms), torch.tensor(float(count), device=self.sums.device).double()])
+        self.sums += torch.stack(
+            [*(term.double() * count for term in terms), torch.tensor(float(count), device=self.sums.device).double()]
+        )
 
     @property
     def count(self) -> int:

@@ -28,7 +28,7 @@ class Reporter(Protocol):
         """Averages since the last call, every few seconds."""
 
     def epoch(self, step: int, metrics: Metrics, model: VAE, z: Tensor) -> None:
-        """An epoch ended; `z` is a typical latent to decode."""
+        """Hear that an epoch ended; `z` is a typical latent to decode."""
 
 
 class Reporters:
@@ -62,7 +62,11 @@ class LogReporter:
     def begin(self, position: Position) -> None:
         """Drop lines beyond the checkpoint, which will be trained again; its history is the truth on epochs."""
         lines = self.run.metrics_file.read_text().splitlines() if self.run.metrics_file.exists() else []
-        kept = [line for line in map(json.loads, filter(None, lines)) if line["step"] <= position.images_seen and line["kind"] == "interval"]
+        kept = [
+            line
+            for line in map(json.loads, filter(None, lines))
+            if line["step"] <= position.images_seen and line["kind"] == "interval"
+        ]
         merged = sorted([*kept, *position.history], key=lambda line: (line["step"], line["kind"] == "epoch"))
         self.run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in merged))
 

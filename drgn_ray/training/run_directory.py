@@ -39,7 +39,7 @@ class RunDirectory:
         write_config(config, self.config_file)
 
     def config(self) -> RunConfig:
-        """The settings of an existing run."""
+        """Read the settings of an existing run."""
         if not self.config_file.exists():
             raise RunError(
                 str(self.path), "there is no run here (no config.yaml)",
@@ -48,5 +48,5 @@ class RunDirectory:
         return read_config(self.config_file)
 
     def analysis(self, epoch: int) -> Path:
-        """Where the analysis after an epoch (1-based, as cryoDRGN counts) goes."""
+        """Name where the analysis after an epoch (1-based, as cryoDRGN counts) goes."""
         return self.path / f"analyze.{epoch}"

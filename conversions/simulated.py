@@ -1,0 +1,168 @@
+"""A small heterogeneous particle set with known truth, written as a RELION 3.1 STAR file and MRC stack.
+
+The molecule has a body, an arm that turns about a hinge (a continuous motion) and a cap that half of the particles
+lack (a change of composition).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import starfile
+import torch
+from jaxtyping import Bool, Float
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from drgn_ray import units
+from drgn_ray.physics.simulate import BlobMolecule, apply_ctf, density, project
+from drgn_ray.progress import Progress
+
+BOX_SIZE, APIX, SIGMA = 64, 3.0, 5.0
+LARGEST_ANGLE = 75.0
+VOLTAGE, CS, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.1
+BATCH = 256
+STAR_NAME, STACK_NAME, TRUTH_NAME = "particles.star", "particles.mrcs", "truth.csv"
+_HINGE = torch.tensor([0.0, 0.0, 25.0])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of every particle: arm angle (degrees) and whether the cap is there."""
+
+    arm_angle: Float[np.ndarray, " N"]
+    has_cap: Bool[np.ndarray, " N"]
+
+    def conformations(self) -> BlobMolecule:
+        """Build the molecule of every particle."""
+        return _conformations(torch.tensor(self.arm_angle, dtype=torch.float32), torch.tensor(self.has_cap))
+
+    def volume(self, row: int, box_size: int, apix: float) -> Float[np.ndarray, "D D D"]:
+        """Compute the true density of a particle's conformation."""
+        molecule = Truth(self.arm_angle[row : row + 1], self.has_cap[row : row + 1]).conformations()
+        return density(BlobMolecule(molecule.position[0], molecule.mass[0], molecule.sigma), box_size, apix).numpy()
+
+
+def read_truth(folder: Path) -> Truth:
+    """Read the truth beside a simulated STAR file."""
+    table = pd.read_csv(folder / TRUTH_NAME)
+    return Truth(table["arm_angle"].to_numpy(), table["has_cap"].to_numpy(bool))
+
+
+def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 0.1, seed: int = 0) -> Path:
+    """Simulate particles and write them; return the STAR file.
+
+    Parameters
+    ----------
+    snr
+        Variance of the clean images over variance of the white noise, whole box.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    truth = Truth(rng.uniform(0, LARGEST_ANGLE, num_particles), rng.random(num_particles) < 0.5)
+    table = _particle_table(num_particles, rng)
+    clean = _clean_images(truth, table)
+    noise = rng.standard_normal(clean.shape, np.float32)
+    with mrcfile.new(folder / STACK_NAME, overwrite=True) as file:
+        file.set_data(clean * np.float32(np.sqrt(snr) / clean.std()) + noise)
+        file.set_image_stack()
+        file.voxel_size = APIX
+    optics = pd.DataFrame(
+        {
+            "rlnOpticsGroup": [1],
+            "rlnOpticsGroupName": ["opticsGroup1"],
+            "rlnVoltage": [VOLTAGE],
+            "rlnSphericalAberration": [CS],
+            "rlnAmplitudeContrast": [AMPLITUDE_CONTRAST],
+            "rlnImagePixelSize": [APIX],
+            "rlnImageSize": [BOX_SIZE],
+            "rlnImageDimensionality": [2],
+        }
+    )
+    starfile.write({"optics": optics, "particles": table}, folder / STAR_NAME, overwrite=True)
+    pd.DataFrame({"arm_angle": truth.arm_angle, "has_cap": truth.has_cap}).to_csv(folder / TRUTH_NAME, index=False)
+    return folder / STAR_NAME
+
+
+def _particle_table(count: int, rng: np.random.Generator) -> pd.DataFrame:
+    rot, tilt, psi = units.relion_from_rotation(Rotation.random(count, random_state=rng).as_matrix()).T
+    defocus, astigmatism = rng.uniform(8e3, 2.2e4, count), rng.normal(0, 200, count)
+    return pd.DataFrame(
+        {
+            "rlnImageName": [f"{number:06d}@{STACK_NAME}" for number in range(1, count + 1)],
+            "rlnAngleRot": rot,
+            "rlnAngleTilt": tilt,
+            "rlnAnglePsi": psi,
+            "rlnOriginXAngst": rng.normal(0, 2 * APIX, count),
+            "rlnOriginYAngst": rng.normal(0, 2 * APIX, count),
+            "rlnDefocusU": defocus + astigmatism,
+            "rlnDefocusV": defocus - astigmatism,
+            "rlnDefocusAngle": rng.uniform(-90, 90, count),
+            "rlnPhaseShift": 0.0,
+            "rlnOpticsGroup": 1,
+            "rlnRandomSubset": 1 + np.arange(count) % 2,
+            "rlnMicrographName": [f"micrographs/{index // 100:04d}.mrc" for index in range(count)],
+        }
+    )
+
+
+def _clean_images(truth: Truth, table: pd.DataFrame) -> Float[np.ndarray, "N D D"]:
+    """Projections with RELION's (positive) CTF and shifts, protein white."""
+    rotation = units.rotation_from_relion(*(table[f"rlnAngle{name}"].to_numpy() for name in ("Rot", "Tilt", "Psi")))
+    translation = table[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy()
+    images = np.empty((len(table), BOX_SIZE, BOX_SIZE), np.float32)
+    with Progress("simulate", len(table), "images") as progress:
+        for start in range(0, len(table), BATCH):
+            rows = slice(start, start + BATCH)
+            molecules = Truth(truth.arm_angle[rows], truth.has_cap[rows]).conformations()
+            batch = project(molecules, _tensor(rotation[rows]), BOX_SIZE, APIX, _tensor(translation[rows]))
+            images[rows] = -apply_ctf(batch, **_ctf_parameters(table.iloc[rows])).numpy()
+            progress.update(len(batch))
+    return images
+
+
+def _ctf_parameters(table: pd.DataFrame) -> dict[str, Float[Tensor, " B"]]:
+    ones = torch.ones(len(table))
+    from_table = {
+        "defocus_u": "rlnDefocusU",
+        "defocus_v": "rlnDefocusV",
+        "defocus_angle": "rlnDefocusAngle",
+        "phase_shift": "rlnPhaseShift",
+    }
+    fixed = {"apix": APIX, "voltage": VOLTAGE, "cs": CS, "amplitude_contrast": AMPLITUDE_CONTRAST}
+    return {name: _tensor(table[column].to_numpy()) for name, column in from_table.items()} | {
+        name: value * ones for name, value in fixed.items()
+    }
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _conformations(arm_angle: Float[Tensor, " B"], has_cap: Bool[Tensor, " B"]) -> BlobMolecule:
+    body, arm, cap = _parts()
+    angle = torch.deg2rad(arm_angle)
+    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+    turn = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=-1).reshape(-1, 3, 3)  # about y
+    turned = torch.einsum("bij,aj->bai", turn, arm - _HINGE) + _HINGE
+    fixed = torch.cat([body, cap]).expand(len(angle), -1, -1)
+    mass = torch.ones(len(angle), len(body) + len(cap) + len(arm))
+    mass[:, len(body) : len(body) + len(cap)] = has_cap[:, None].float()
+    return BlobMolecule(torch.cat([fixed, turned], dim=1), mass, SIGMA)
+
+
+def _parts() -> tuple[Float[Tensor, "A 3"], Float[Tensor, "A 3"], Float[Tensor, "A 3"]]:
+    """Blobs of body, arm and cap, Å; without any symmetry."""
+    generator = torch.Generator().manual_seed(7)
+
+    def cloud(count: int, centre: tuple[float, float, float], spread: tuple[float, float, float]) -> Tensor:
+        return torch.randn(count, 3, generator=generator).clamp(-2, 2) * torch.tensor(spread) + torch.tensor(centre)
+
+    body = cloud(70, (0, 0, -5), (14, 10, 14))
+    arm = torch.tensor([0.0, 0.0, 30.0]) + torch.linspace(0, 45, 24)[:, None] * torch.tensor([0.0, 0.2, 0.97])
+    cap = cloud(28, (6, 22, -32), (7, 6, 6))
+    return body, arm + cloud(24, (0, 0, 0), (3, 3, 1)), cap

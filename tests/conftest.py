@@ -1,0 +1,40 @@
+"""What several tests need: the reference data, a small simulated particle set, and checked tensor shapes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["drgn_ray.physics", "drgn_ray.models"], "beartype.beartype")
+
+REFERENCE_DATA = Path(os.environ.get("DRGN_RAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Folder of third-party particles and cryoDRGN's outputs; tests that need it skip where it is absent."""
+    if not REFERENCE_DATA.is_dir():
+        pytest.skip(f"the reference data are not here ({REFERENCE_DATA}); set DRGN_RAY_DATA to their folder")
+    return REFERENCE_DATA
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """STAR file of 300 simulated particles of 64 px (`conversions.simulated`)."""
+    from conversions.simulated import write_simulated_particles
+
+    return write_simulated_particles(tmp_path_factory.mktemp("simulated"), 300)
+
+
+@pytest.fixture(scope="session")
+def store_path(simulated: Path) -> Path:
+    """A store of those particles at 32 px."""
+    from conversions.driver import Options, convert
+    from conversions.inputs import read_particles
+
+    path = simulated.parent / "particles.zarr"
+    convert(read_particles(str(simulated)), Options(str(path), 32, "float16", None, False, 0, "drgn-ray convert"))
+    return path
