@@ -52,7 +52,7 @@ def read_mrcs_with_pickles(stack: str, *, poses: str, ctf: str | None, apix: flo
     rotation, fraction = _read_poses(poses, count)
     if ctf is not None:
         parameters = _read_ctf(ctf, count)
-        # Columns: D, Å/px, defocus U and V, angle, kV, Cs, amplitude contrast, phase shift; D may differ from the stack's.
+        # Columns: D, Å/px, defocus U and V, angle, kV, Cs, amplitude contrast, phase shift; D is that of the original.
         pixel = parameters[:, 1] * parameters[:, 0] / header.box_size
         names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
         columns = dict(zip(names, parameters[:, 2:].T, strict=True))
@@ -99,9 +99,10 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
         )
     if chosen.min() < 0 or chosen.max() >= count:
         raise ParticleFileError(
-            path, f"row numbers run from {chosen.min()} to {chosen.max()}, the particles from 0 to {count - 1}",
+            path,
+            f"row numbers run from {chosen.min()} to {chosen.max()}, the particles from 0 to {count - 1}",
             "make the selection from the same particles",
-        )  # fmt: skip
+        )
     return chosen.astype(np.int64)
 
 
@@ -112,9 +113,10 @@ def _read_poses(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     fraction = np.asarray(parts[1], np.float64) if len(parts) > 1 else np.zeros((len(rotation), 2))
     if rotation.shape != (count, 3, 3) or fraction.shape != (count, 2):
         raise ParticleFileError(
-            path, f"holds poses of shape {rotation.shape} and shifts of shape {fraction.shape} for {count} images",
+            path,
+            f"holds poses of shape {rotation.shape} and shifts of shape {fraction.shape} for {count} images",
             "pass the pose.pkl of this stack",
-        )  # fmt: skip
+        )
     bad = np.flatnonzero(np.abs(fraction).max(axis=1) > 1)
     if len(bad):
         row = int(bad[0])

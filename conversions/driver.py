@@ -61,9 +61,10 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
         writer.create(info, columns, table.tables)
     elif not _agrees(info, table, options, box_size):
         raise StoreError(
-            options.output, f"an unfinished conversion with other settings or sources is here (`{info.command}`)",
+            options.output,
+            f"an unfinished conversion with other settings or sources is here (`{info.command}`)",
             "finish that one with the same command, or pass --overwrite",
-        )  # fmt: skip
+        )
     logger.info("%s: %s", options.output, info.contrast)
     _write_shards(table, writer, info, options.num_workers)
     writer.finish()
@@ -84,9 +85,10 @@ def _box_size(table: ParticleTable, options: Options) -> int:
     box_size = table.box_size if options.box_size is None else options.box_size
     if box_size % 2 or not 2 <= box_size <= table.box_size:
         raise ConfigError(
-            f"-D {box_size}", f"the images of {table.source} are {table.box_size} px",
+            f"-D {box_size}",
+            f"the images of {table.source} are {table.box_size} px",
             f"pass an even number up to {table.box_size}",
-        )  # fmt: skip
+        )
     return box_size
 
 
@@ -146,9 +148,11 @@ def _read_originals(table: ParticleTable, rows: Int[np.ndarray, " n"]) -> Float[
     if len(bad):
         row = int(rows[bad[0]])
         raise ParticleFileError(
-            table.source, f"image {table.index_of[row] + 1} of {table.stacks[table.stack_of[row]]} has pixels that are no numbers",
-            "remove that particle", row=row,
-        )  # fmt: skip
+            table.source,
+            f"image {table.index_of[row] + 1} of {table.stacks[table.stack_of[row]]} has pixels that are not numbers",
+            "remove that particle",
+            row=row,
+        )
     return images
 
 
@@ -181,6 +185,12 @@ def _write_shards(table: ParticleTable, writer: StoreWriter, info: StoreInfo, nu
 def _light(table: ParticleTable) -> ParticleTable:
     """Only what reading images needs, so that a task carries kilobytes."""
     return ParticleTable(
-        table.source, table.stacks, table.stack_of, table.index_of, {}, {"table": table.tables["table"].iloc[:0]},
-        table.box_size, table.has_ctf,
-    )  # fmt: skip
+        table.source,
+        table.stacks,
+        table.stack_of,
+        table.index_of,
+        {},
+        {"table": table.tables["table"].iloc[:0]},
+        table.box_size,
+        table.has_ctf,
+    )

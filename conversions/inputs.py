@@ -21,7 +21,7 @@ def read_particles(
     ind: str | None = None,
     first: int | None = None,
 ) -> ParticleTable:
-    """Read the particle table of a STAR file, or of an MRC stack with cryoDRGN's pickles, and keep the rows asked for."""
+    """Read the table of a STAR file, or of an MRC stack with cryoDRGN's pickles, and keep the rows asked for."""
     if path.endswith(".star"):
         if poses or ctf:
             raise ConfigError("--poses, --ctf", f"{path} has its own poses and CTF", "leave them out")
@@ -29,9 +29,10 @@ def read_particles(
     elif path.endswith((".mrcs", ".mrc")):
         if poses is None or (ctf is None) != no_ctf:
             raise ParticleFileError(
-                path, "an MRC stack has no poses or CTF of its own",
+                path,
+                "an MRC stack has no poses or CTF of its own",
                 "pass --poses pose.pkl, and --ctf ctf.pkl or --no-ctf",
-            )  # fmt: skip
+            )
         table = read_mrcs_with_pickles(path, poses=poses, ctf=ctf, apix=apix)
     else:
         raise ParticleFileError(path, "its name ends in none of .star, .mrcs, .mrc", "pass a STAR file or an MRC stack")

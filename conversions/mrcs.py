@@ -10,6 +10,7 @@ from functools import lru_cache
 import mrcfile
 import numpy as np
 from jaxtyping import Float32, Int
+from mrcfile.utils import dtype_from_mode
 
 from drgn_ray.errors import ParticleFileError
 
@@ -37,8 +38,8 @@ def read_header(path: str) -> StackHeader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # mrcfile warns of harmless header oddities; what matters is checked below
             with mrcfile.open(path, header_only=True, permissive=True) as file:
-                header, apix = file.header.copy(), float(file.voxel_size.x)
-        dtype = mrcfile.utils.dtype_from_mode(header.mode).newbyteorder(header.nx.dtype.byteorder)
+                header, apix = np.array(file.header), float(file.voxel_size.x)
+        dtype = dtype_from_mode(header["mode"]).newbyteorder(header.dtype["nx"].byteorder)
     except (ValueError, OSError, AttributeError) as error:
         raise ParticleFileError(path, f"this is not an MRC stack ({error})", "pass an .mrcs file") from error
     nx, ny, nz, extra = (int(header[name]) for name in ("nx", "ny", "nz", "nsymbt"))
@@ -47,7 +48,7 @@ def read_header(path: str) -> StackHeader:
             path, f"its header says {nz} images of {nx} x {ny} px", "images must be square with an even box size"
         )
     if dtype.kind not in "iuf":
-        raise ParticleFileError(path, f"MRC mode {int(header.mode)} is not a real image", "convert it to mode 2")
+        raise ParticleFileError(path, f"MRC mode {int(header['mode'])} is not a real image", "convert it to mode 2")
     offset, needed = HEADER_BYTES + extra, nx * ny * nz * dtype.itemsize
     if os.path.getsize(path) < offset + needed:
         present = max(os.path.getsize(path) - offset, 0) // (nx * ny * dtype.itemsize)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,9 +38,10 @@ class StarBlocks:
         if name in self.particles:
             raw, rows = self.particles[name], np.arange(len(self.particles))
         else:
-            assert self.optics is not None and self.optics_row is not None and name in self.optics
+            assert self.optics is not None, name
+            assert self.optics_row is not None, name
             raw, rows = self.optics[name], self.optics_row
-        values = pd.to_numeric(raw, errors="coerce").to_numpy(np.float64)[rows]
+        values = np.asarray(pd.to_numeric(raw, errors="coerce"), np.float64)[rows]
         bad = np.flatnonzero(np.isnan(values))
         if len(bad):
             row = int(bad[0])
@@ -105,7 +107,7 @@ def _read_blocks(path: str) -> StarBlocks:
     if not os.path.isfile(path):
         raise ParticleFileError(path, "there is no such file", "check the path of the STAR file")
     try:
-        blocks = starfile.read(path, always_dict=True)
+        blocks = starfile.read(Path(path), always_dict=True)
     except Exception as error:
         raise ParticleFileError(
             path, f"cannot be read as STAR ({' '.join(str(error).split())})", "check the file"
@@ -114,18 +116,20 @@ def _read_blocks(path: str) -> StarBlocks:
     particles = next((frame for frame in frames.values() if "rlnImageName" in frame), None)
     if particles is None or particles.empty:
         found = ", ".join(f"data_{name}" for name in blocks) or "no data block"
-        raise ParticleFileError(path, f"no block with particles, that is with a column rlnImageName (found {found})",
-                                "pass a particle STAR file, such as run_data.star")  # fmt: skip
+        raise ParticleFileError(
+            path,
+            f"no block with particles, that is with a column rlnImageName (found {found})",
+            "pass a particle STAR file, such as run_data.star",
+        )
     optics = frames.get("optics")
     if optics is None or "rlnOpticsGroup" not in particles:
         return StarBlocks(path, particles, None, None)
-    group_row = pd.Series(np.arange(len(optics)), index=optics["rlnOpticsGroup"])
-    row = particles["rlnOpticsGroup"].map(group_row)
-    if row.isna().any():
-        first = int(np.flatnonzero(row.isna())[0])
+    row = pd.Index(optics["rlnOpticsGroup"]).get_indexer(pd.Index(particles["rlnOpticsGroup"]))
+    if (row < 0).any():
+        first = int(np.flatnonzero(row < 0)[0])
         group = particles["rlnOpticsGroup"].iloc[first]
         raise ParticleFileError(path, f"optics group {group} is not in data_optics", "add it there", row=first)
-    return StarBlocks(path, particles, optics, row.to_numpy(np.int64))
+    return StarBlocks(path, particles, optics, row.astype(np.int64))
 
 
 def _image_locations(
@@ -173,9 +177,10 @@ def _pixel_size(star: StarBlocks, apix: float | None) -> Float[np.ndarray, " N"]
     if star.has("rlnDetectorPixelSize") and star.has("rlnMagnification"):
         return units.apix_from_magnification(star.numbers("rlnDetectorPixelSize"), star.numbers("rlnMagnification"))
     raise ParticleFileError(
-        star.path, "no pixel size (neither rlnImagePixelSize nor rlnDetectorPixelSize with rlnMagnification)",
+        star.path,
+        "no pixel size (neither rlnImagePixelSize nor rlnDetectorPixelSize with rlnMagnification)",
         "pass --apix with the Å/px of the images",
-    )  # fmt: skip
+    )
 
 
 def _translation(star: StarBlocks, apix: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:

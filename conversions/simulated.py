@@ -89,7 +89,7 @@ def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 
 
 
 def _particle_table(count: int, rng: np.random.Generator) -> pd.DataFrame:
-    rot, tilt, psi = units.relion_from_rotation(Rotation.random(count, random_state=rng).as_matrix()).T
+    rot, tilt, psi = units.relion_from_rotation(Rotation.random(count, rng=rng).as_matrix()).T
     defocus, astigmatism = rng.uniform(8e3, 2.2e4, count), rng.normal(0, 200, count)
     return pd.DataFrame(
         {

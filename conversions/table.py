@@ -114,7 +114,7 @@ def check_values(source: str, columns: dict[str, Any]) -> None:
         row = int(np.argmax(np.abs(apix - apix[0]) > 0.01 * apix[0]))
         raise ParticleFileError(
             source,
-            f"pixel sizes differ by more than 1% ({apix.min():g} to {apix.max():g} Å/px), so one box is not one size in Å",
+            f"pixel sizes differ by more than 1% ({apix.min():g} to {apix.max():g} Å/px)",
             "convert the optics groups one by one, or bring them to one pixel size first",
             row=row,
         )

@@ -55,5 +55,11 @@ class Progress:
         left = f"ETA {format_duration((self.total - self.done) / rate)}" if 0 < self.done < self.total else ""
         logger.info(
             "%s  %3.0f%%  %s of %s %s  %.0f/s  %s",
-            self.label, 100 * self.done / max(self.total, 1), f"{self.done:,}", f"{self.total:,}", self.unit, rate, left,
-        )  # fmt: skip
+            self.label,
+            100 * self.done / max(self.total, 1),
+            f"{self.done:,}",
+            f"{self.total:,}",
+            self.unit,
+            rate,
+            left,
+        )

@@ -61,7 +61,5 @@ def analyze(
 
 def _along(z: np.ndarray, pca: PrincipalComponents, component: int) -> np.ndarray:
     """Latents on a straight line along a component through the mean."""
-    scores = pca.scores[:, component]
-    return (
-        z.mean(axis=0) + np.linspace(*np.percentile(scores, (5, 95)), VOLUMES_ALONG_PC)[:, None] * pca.axes[component]
-    )
+    low, high = np.percentile(pca.scores[:, component], (5, 95))
+    return z.mean(axis=0) + np.linspace(low, high, VOLUMES_ALONG_PC)[:, None] * pca.axes[component]

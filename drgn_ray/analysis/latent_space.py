@@ -36,13 +36,14 @@ class Clusters(NamedTuple):
 def principal_components(z: Float[np.ndarray, "N Z"]) -> PrincipalComponents:
     """PCA of the latents."""
     pca = PCA().fit(z)
+    assert pca.components_ is not None
     return PrincipalComponents(pca.transform(z), pca.components_, pca.explained_variance_ratio_)
 
 
 def cluster(z: Float[np.ndarray, "N Z"], num_clusters: int, seed: int = 0) -> Clusters:
     """k-means; centres snap to the nearest particle, as in cryoDRGN, so that their volumes are of seen latents."""
     num_clusters = min(num_clusters, len(z))
-    fitted = KMeans(num_clusters, n_init=3, random_state=seed).fit(z)
+    fitted = KMeans(num_clusters, n_init="auto", random_state=seed).fit(z)
     nearest = np.array([np.argmin(((z - centre) ** 2).sum(axis=1)) for centre in fitted.cluster_centers_])
     order = np.argsort(principal_components(z).scores[nearest, 0])
     return Clusters(np.argsort(order)[fitted.labels_], nearest[order])

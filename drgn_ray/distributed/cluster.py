@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
 
 from drgn_ray.errors import UserError
 
@@ -60,7 +61,7 @@ def user_error_in(error: BaseException) -> UserError | None:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError) and not isinstance(current, ray.exceptions.RayError):
+        if isinstance(current, UserError) and not isinstance(current, RayError):
             return current
         waiting += [e for e in (getattr(current, "cause", None), current.__cause__, current.__context__) if e]
         failures = getattr(current, "worker_failures", None) or {}

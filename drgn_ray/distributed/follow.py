@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,10 +44,12 @@ def _follow(file: Path, stop: threading.Event, poll_seconds: float) -> None:
                 last = time.monotonic()
                 logger.warning(
                     "nothing from the workers for %.0f s; the cluster has %s, of which are free %s",
-                    SILENCE_SECONDS, _counts(ray.cluster_resources()), _counts(ray.available_resources()),
-                )  # fmt: skip
+                    SILENCE_SECONDS,
+                    _counts(ray.cluster_resources()),
+                    _counts(ray.available_resources()),
+                )
             stop.wait(poll_seconds)
 
 
-def _counts(resources: dict[str, float]) -> str:
+def _counts(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))

@@ -45,9 +45,10 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     workers = config.resources.num_workers
     if config.training.batch_size % max(workers, 1):
         raise ConfigError(
-            f"--batch-size {config.training.batch_size}", f"it cannot be shared equally by {workers} workers",
+            f"--batch-size {config.training.batch_size}",
+            f"it cannot be shared equally by {workers} workers",
             f"pass a multiple of {workers}",
-        )  # fmt: skip
+        )
     store = ParticleStore(config.particles)
     order = particle_order(config, store)
     if load_position(run.checkpoints).next_slice >= config.training.num_epochs * order.slices_per_epoch:
@@ -144,7 +145,10 @@ def _fit(
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={
-                "config": config.model_dump(), "run": str(run.path), "make_reporter": make_reporter, "cpus": resources.cpus,
+                "config": config.model_dump(),
+                "run": str(run.path),
+                "make_reporter": make_reporter,
+                "cpus": resources.cpus,
             },
             datasets={"train": remaining_slices},
             scaling_config=ScalingConfig(
@@ -155,7 +159,7 @@ def _fit(
                 storage_path=bookkeeping,  # checkpoints are ours, in the run directory
                 failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
             ),
-        )  # fmt: skip
+        )
         try:
             with following(run.log_file):
                 trainer.fit()

@@ -49,7 +49,8 @@ def fourier_crop(images: Float[Tensor, "*B D D"], box_size: int) -> Float[Tensor
     crop keeps the -d/2 row and column and drops the +d/2 ones; the two corrections below do the same on ``rfft2``.
     """
     full, half = images.shape[-1], box_size // 2
-    assert full % 2 == 0 and box_size % 2 == 0 and box_size <= full, (full, box_size)
+    assert full % 2 == box_size % 2 == 0, (full, box_size)
+    assert box_size <= full, (full, box_size)
     if box_size == full:
         return images
     spectrum = torch.fft.rfft2(images)

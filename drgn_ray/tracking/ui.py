@@ -30,17 +30,32 @@ def serve(runs_folder: Path, port: int) -> None:
     database = runs_folder.absolute() / DATABASE
     if not database.exists():
         raise RunError(
-            str(runs_folder), f"no runs are tracked here (no {DATABASE})",
+            str(runs_folder),
+            f"no runs are tracked here (no {DATABASE})",
             "pass the folder that holds your run directories, as in `drgn-ray ui runs`",
-        )  # fmt: skip
+        )
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise ResourceError(f"--port {port}", "something else listens there", f"pass --port {port + 1}")
     uri = f"sqlite:///{database}"
     # Without job workers the server takes a fifth of the memory.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--port", str(port),
-               "--workers", "1", "--default-artifact-root", str(runs_folder.absolute() / "mlartifacts")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--default-artifact-root",
+        str(runs_folder.absolute() / "mlartifacts"),
+    ]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server below ends with us
     with (
         tempfile.TemporaryFile("w+") as log,

@@ -45,9 +45,10 @@ class Latents(NamedTuple):
         )
         if not found.all():
             raise ConfigError(
-                f"particle {source_rows[~found][0]}", f"it is not among the run's {len(self.source_row):,} particles",
+                f"particle {source_rows[~found][0]}",
+                f"it is not among the run's {len(self.source_row):,} particles",
                 f"pass rows between {self.source_row[0]} and {self.source_row[-1]}",
-            )  # fmt: skip
+            )
         return self.z[where]
 
     def save(self, path: Path) -> None:
@@ -83,9 +84,10 @@ def check_fits(trained_on: ParticleStore, other: ParticleStore) -> None:
     mine, its = trained_on.info, other.info
     if mine.box_size != its.box_size or not np.isclose(mine.apix, its.apix, rtol=0.01):
         raise RunError(
-            other.path, f"its images are {its.box_size} px of {its.apix:.4g} Å, the network's {mine.box_size} px of {mine.apix:.4g} Å",
+            other.path,
+            f"its images have {its.box_size} px of {its.apix:.4g} Å, not {mine.box_size} px of {mine.apix:.4g} Å",
             f"convert those particles with -D {mine.box_size} to the same pixel size",
-        )  # fmt: skip
+        )
 
 
 @torch.inference_mode()

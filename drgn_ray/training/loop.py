@@ -49,9 +49,10 @@ def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
     order = ParticleOrder(len(store), store.chunk_size, config.training.seed, config.data.val_fraction, slices)
     if slices > len(order.train_chunks()):
         raise ConfigError(
-            f"--slices-per-epoch {slices}", f"{store.path} has only {len(order.train_chunks())} chunks to train on",
+            f"--slices-per-epoch {slices}",
+            f"{store.path} has only {len(order.train_chunks())} chunks to train on",
             "pass a smaller number",
-        )  # fmt: skip
+        )
     return order
 
 

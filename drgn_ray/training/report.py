@@ -76,9 +76,15 @@ class LogReporter:
         epoch = int(metrics["epoch"]) + 1
         logger.info(
             "epoch %d/%d  %3.0f%%  %s images/s  recon %.4f  kld %.2f  loss %.4f  ETA %s",
-            min(epoch, self.num_epochs), self.num_epochs, 100 * (metrics["epoch"] % 1), f"{metrics['perf/images_per_second']:,.0f}",
-            metrics["train/recon_loss"], metrics["train/kld"], metrics["train/loss"], format_duration(metrics["perf/eta_seconds"]),
-        )  # fmt: skip
+            min(epoch, self.num_epochs),
+            self.num_epochs,
+            100 * (metrics["epoch"] % 1),
+            f"{metrics['perf/images_per_second']:,.0f}",
+            metrics["train/recon_loss"],
+            metrics["train/kld"],
+            metrics["train/loss"],
+            format_duration(metrics["perf/eta_seconds"]),
+        )
 
     def epoch(self, step: int, metrics: Metrics, model: VAE, z: Tensor) -> None:
         """Write the epoch's line."""
@@ -87,9 +93,14 @@ class LogReporter:
         validation = f"  val loss {metrics['val/loss']:.4f}" if "val/loss" in metrics else ""
         logger.info(
             "epoch %d/%d done  loss %.4f  recon %.4f  kld %.2f%s  %s",
-            metrics["epoch"], self.num_epochs, metrics["train_epoch/loss"], metrics["train_epoch/recon_loss"],
-            metrics["train_epoch/kld"], validation, format_duration(metrics["perf/epoch_seconds"]),
-        )  # fmt: skip
+            metrics["epoch"],
+            self.num_epochs,
+            metrics["train_epoch/loss"],
+            metrics["train_epoch/recon_loss"],
+            metrics["train_epoch/kld"],
+            validation,
+            format_duration(metrics["perf/epoch_seconds"]),
+        )
 
     def _append(self, line: Mapping[str, object]) -> None:
         with self.run.metrics_file.open("a") as file:

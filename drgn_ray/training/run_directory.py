@@ -30,9 +30,10 @@ class RunDirectory:
             if changed:
                 listed = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
                 raise ConfigError(
-                    str(self.path), f"a run with other settings is here ({listed})",
+                    str(self.path),
+                    f"a run with other settings is here ({listed})",
                     "pass another -o, or the settings it was begun with to go on",
-                )  # fmt: skip
+                )
         elif self.path.exists() and any(self.path.iterdir()):
             raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -42,9 +43,10 @@ class RunDirectory:
         """Read the settings of an existing run."""
         if not self.config_file.exists():
             raise RunError(
-                str(self.path), "there is no run here (no config.yaml)",
+                str(self.path),
+                "there is no run here (no config.yaml)",
                 "pass the -o directory of `drgn-ray train`",
-            )  # fmt: skip
+            )
         return read_config(self.config_file)
 
     def analysis(self, epoch: int) -> Path:
