@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from drgn_ray.errors import ConfigError
 from drgn_ray.progress import format_duration
 
 logger = logging.getLogger(__name__)
+
+
+def submitted_job() -> str | None:
+    """Find the id of the Ray job this process is the driver of; None outside of jobs."""
+    job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # how Ray tells a submitted driver who it is
+    return None if job is None else json.loads(job).get("metadata", {}).get("job_submission_id")
 
 
 class Frame:
     """What the last lines will say."""
 
     def __init__(self, output: str) -> None:
-        self.head = [f"output  {os.path.abspath(output) if '://' not in output else output}"]
+        self.head = [f"output  {output if '://' in output else os.path.abspath(output)}"]
         self.results: list[str] = []
-        if job := os.environ.get("RAY_JOB_SUBMISSION_ID"):
+        if job := submitted_job():
             self.head.insert(0, f"job     {job}")
 
     def link(self, url: str) -> None:
@@ -28,13 +36,17 @@ class Frame:
         logger.info(self.head[-1])
 
     def result(self, *lines: str) -> None:
-        """Lines to print at the end."""
+        """Print these lines at the end."""
         self.results += lines
 
 
 @contextmanager
 def job_frame(output: str) -> Iterator[Frame]:
     """Print job and output, run the command, print them again with its results."""
+    if submitted_job() and not (os.path.isabs(output) or "://" in output):
+        raise ConfigError(
+            output, "a job's working folder goes when the job ends", "pass an absolute path, which every machine sees"
+        )
     frame = Frame(output)
     for line in frame.head:
         logger.info(line)

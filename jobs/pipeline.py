@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 import torch
@@ -18,12 +17,12 @@ from drgn_ray.tracking.summary import summary
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.embed import load_latents, trained_epochs, trained_model
 from drgn_ray.training.run_directory import RunDirectory
-from jobs.frame import Frame
+from jobs.frame import Frame, submitted_job
 
 
 def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedRun:
     """Open the run's place in MLflow and print its link."""
-    job = os.environ.get("RAY_JOB_SUBMISSION_ID")
+    job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
     frame.link(tracked.link)
     return tracked

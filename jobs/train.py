@@ -57,8 +57,8 @@ def _train(arguments: Arguments) -> None:
     store = ParticleStore(arguments.run.particles)
     config = arguments.run.model_copy(update={"particles": store.absolute_path})
     run = RunDirectory(arguments.outdir)
-    run.begin(config)
     with job_frame(arguments.outdir) as frame:
+        run.begin(config)
         tracked = open_tracked(run, config, frame)
         train_run(run, config, tracked)
         if not arguments.no_analysis:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from drgn_ray.config import ModelConfig
 from drgn_ray.models.decoder import CoordinateDecoder
 from drgn_ray.models.vae import VAE, ResidualEncoder
 from drgn_ray.physics.observation import Observer
@@ -12,36 +11,7 @@ DECODERS = {"coordinate": CoordinateDecoder}
 ENCODERS = {"residual": ResidualEncoder}
 
 
-class ModelSettings(Protocol):
-    """What `build_vae` reads of a configuration (`drgn_ray.config.ModelConfig`)."""
-
-    @property
-    def zdim(self) -> int: ...  # noqa: D102
-    @property
-    def encoder(self) -> str: ...  # noqa: D102
-    @property
-    def enc_dim(self) -> int: ...  # noqa: D102
-    @property
-    def enc_layers(self) -> int: ...  # noqa: D102
-    @property
-    def decoder(self) -> str: ...  # noqa: D102
-    @property
-    def dec_dim(self) -> int: ...  # noqa: D102
-    @property
-    def dec_layers(self) -> int: ...  # noqa: D102
-    @property
-    def pe_type(self) -> str: ...  # noqa: D102
-    @property
-    def pe_dim(self) -> int | None: ...  # noqa: D102
-    @property
-    def feat_sigma(self) -> float: ...  # noqa: D102
-    @property
-    def beta(self) -> float | None: ...  # noqa: D102
-    @property
-    def window(self) -> bool: ...  # noqa: D102
-
-
-def build_vae(model: ModelSettings, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool) -> VAE:
+def build_vae(model: ModelConfig, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool) -> VAE:
     """Build the network for images of a store; weights are drawn from torch's global generator."""
     observer = Observer(box_size=box_size, data_sign=data_sign, hartley_std=hartley_std, window=model.window, ctf=ctf)
     encoder = ENCODERS[model.encoder](
