@@ -25,8 +25,8 @@ class Settings(BaseModel):
 class DataConfig(Settings):
     """Which particles, in which order."""
 
-    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the particles held out for validation (whole chunks of the store, drawn with the seed)."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the particles held out for validation (whole chunks, drawn with the seed); their latents are worse."""
     slices_per_epoch: PositiveInt | None = None
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
 

@@ -24,7 +24,7 @@ from drgn_ray.errors import ConfigError, ResourceError
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position
-from drgn_ray.training.loop import Trainer, Worker, particle_order
+from drgn_ray.training.loop import Diverged, Trainer, Worker, particle_order
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -162,12 +162,15 @@ def _fit(
         )
         try:
             with following(run.log_file):
-                trainer.fit()
+                diverged = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise user_error_in(error) or error from None
+    if diverged is not None:
+        raise diverged
 
 
-def _train_worker(loop: Mapping[str, object]) -> None:
+def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
+    """Train in one worker; a divergence is returned, since Ray would try again what is raised."""
     run = RunDirectory(Path(str(loop["run"])))
     context = ray.train.get_context()
     handler = logging.FileHandler(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler()
@@ -188,4 +191,8 @@ def _train_worker(loop: Mapping[str, object]) -> None:
         loop["make_reporter"](),  # type: ignore[operator]
         worker,
     )
-    trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))
+    try:
+        trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))
+    except Diverged as error:
+        return error
+    return None

@@ -17,10 +17,7 @@ def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: An
         ("contrast", info.contrast),
         ("epochs", str(last.get("epoch", 0))),
         *((label, f"{last[key]:.4f}") for label, key in _LOSSES if key in last),
-        (
-            "latent dimensions in use",
-            f"{last.get('latent/active_dims', float('nan')):.0f} of {len(analysis.pca.variance_share)}",
-        ),
+        *((label, f"{last[key]:.0f} of {len(analysis.pca.variance_share)}") for label, key in _COUNTS if key in last),
         ("variance of PC1, PC2, ...", shares),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -41,4 +38,5 @@ def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: An
 """
 
 
+_COUNTS = (("latent dimensions in use", "latent/active_dims"),)
 _LOSSES = (("training loss", "train_epoch/loss"), ("held-out loss", "val/loss"), ("KL divergence, nats", "val/kld"))

@@ -34,6 +34,10 @@ _ON_DEVICE = ("images", *(name for name in COLUMN if name not in ("half_set", "o
 _ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
+class Diverged(RunError):
+    """The loss is no number any more; raised on all workers at once, so that none waits for another."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """One process among the training processes."""
@@ -139,7 +143,12 @@ class Trainer:
             window.add(terms, count)
         self.position.next_slice = slice_index + 1
         averages = totals.over_workers()
-        self.check_finite(averages)
+        if not np.isfinite(averages["loss"]):
+            raise Diverged(
+                str(self.run.path),
+                f"the loss became {averages['loss']} within {self.position.images_seen:,} images",
+                "start a new run with a smaller --lr, or with --precision fp32",
+            )
         metrics = {f"train_epoch/{name}": value for name, value in averages.items()}
         if part + 1 < self.order.slices_per_epoch:
             self._checkpoint()
@@ -201,15 +210,6 @@ class Trainer:
             keep = self.config.resources.keep_checkpoints
             save_checkpoint(self.run.checkpoints, self.position, self.model, self.optimizer, keep)
 
-    def check_finite(self, averages: Mapping[str, float]) -> None:
-        """Stop a run that has diverged."""
-        if not np.isfinite(averages["loss"]):
-            raise RunError(
-                str(self.run.path),
-                f"the loss became {averages['loss']} after {self.position.images_seen:,} images",
-                "start a new run with a smaller --lr, or with --precision fp32",
-            )
-
 
 class _Averages:
     """Loss terms summed on the device, weighted by the number of images."""
@@ -258,7 +258,6 @@ class _Window:
         if elapsed < trainer.config.resources.log_seconds:
             return
         averages = self.averages.here()
-        trainer.check_finite(averages)
         seen, rate = trainer.position.images_seen, self.images / elapsed
         left = trainer.config.training.num_epochs * trainer.images_per_epoch - seen
         metrics = {f"train/{name}": value for name, value in averages.items()}

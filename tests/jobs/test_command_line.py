@@ -1,0 +1,91 @@
+"""The console script: help, wrong calls, and mistakes as one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"drgn-ray {name}" in capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert set(COMMANDS) <= set(capsys.readouterr().out.split())
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys, jobs.cli; jobs.cli.main(['--help']); print({'torch', 'ray', 'mlflow', 'tyro'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "set()"
+
+
+def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "there is no command 'trian'; type one of: demo, convert" in capsys.readouterr().err
+
+
+def test_a_setting_out_of_range_ends_with_exit_code_2(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "a.zarr", "-o", str(tmp_path), "--zdim", "-4"])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["train", "missing.zarr", "-o", "run"],
+            "missing.zarr: there is no particle store here; make one with `drgn-ray",
+        ),
+        (["train", "-o", "run"], "no particle store is named; pass one"),
+        (["convert", "missing.star", "-o", "a.zarr"], "missing.star: there is no such file; check the path"),
+        (
+            ["convert", "particles.txt", "-o", "a.zarr"],
+            "particles.txt: its name ends in none of .star, .mrcs, .mrc; pass",
+        ),
+        (["analyze", "nowhere"], "nowhere: there is no run here (no config.yaml); pass the -o directory"),
+        (["embed", "nowhere"], "nowhere: there is no run here (no config.yaml); pass the -o directory"),
+        (["decode", "nowhere", "-o", "volumes", "-z", "0"], "nowhere: there is no run here"),
+        (["ui", "nowhere"], "nowhere: no runs are tracked here (no mlflow.db); pass the folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_without_traceback(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "a refused call left something behind"
+
+
+def test_yaml_settings_are_taken_and_flags_go_before_them(tmp_path: Path) -> None:
+    from jobs.train import _parse
+
+    (tmp_path / "run.yaml").write_text("model: {zdim: 3, enc_dim: 64}\ntraining: {lr: 0.001}\n")
+    settings = _parse(["a.zarr", "-o", "run", "--config", str(tmp_path / "run.yaml"), "--zdim", "5"]).run
+    assert (settings.model.zdim, settings.model.enc_dim, settings.training.lr) == (5, 64, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("model: {zdmi: 3}", "model.zdmi = 3: extra inputs are not permitted"), ("model: {zdim: 0}", "model.zdim = 0: ")],
+)
+def test_a_wrong_yaml_key_is_named(text: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["train", "a.zarr", "-o", "run", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert f"run.yaml: {found}" in capsys.readouterr().err
