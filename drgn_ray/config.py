@@ -67,11 +67,11 @@ class TrainingConfig(Settings):
     """Passes over the particles."""
     batch_size: Annotated[PositiveInt, tyro.conf.arg(aliases=["-b"])] = 16
     """Images a step, over all workers together."""
-    lr: PositiveFloat = 1e-4
-    """Learning rate of Adam."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up; cosine ends at zero."""
-    warmup_epochs: NonNegativeFloat = 0.0
+    lr: PositiveFloat = 5e-4
+    """Largest learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    """How the learning rate goes on after the warm-up; cosine falls to zero at the last epoch's end."""
+    warmup_epochs: NonNegativeFloat = 0.5
     """Epochs over which the learning rate rises from zero."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of Adam."""
@@ -140,7 +140,7 @@ def describe(error: PydanticError) -> str:
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Find settings that differ in a way that changes the result: {field: (old, new)}.
 
-    Resources may differ, and so may `num_epochs` (a run can be continued or cut short).
+    Resources may differ, and so may `num_epochs` (a run can be made longer; a cosine then goes on at its new height).
     """
     before, after = old.flat(), new.flat()
     free = {"num_epochs", *ResourcesConfig.model_fields}

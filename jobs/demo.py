@@ -21,9 +21,9 @@ class Arguments:
 
     outdir: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "demo"
     """Folder for the particles, the store and the run."""
-    num_particles: int = 2000
+    num_particles: int = 4000
     """Particles to simulate."""
-    num_epochs: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 15
+    num_epochs: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 12
     """Passes over the particles."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes; 0 trains in this process, without Ray."""
@@ -39,7 +39,7 @@ def _demo(arguments: Arguments) -> None:
     from conversions.driver import Options, convert
     from conversions.inputs import read_particles
     from conversions.simulated import STAR_NAME, read_truth, write_simulated_particles
-    from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
+    from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
@@ -57,8 +57,9 @@ def _demo(arguments: Arguments) -> None:
         store = ParticleStore(store_path)
         config = RunConfig(
             particles=store.absolute_path,
+            data=DataConfig(val_fraction=0.05),
             model=ModelConfig(zdim=4, enc_dim=128, dec_dim=128),
-            training=TrainingConfig(num_epochs=arguments.num_epochs, lr=1e-3, lr_schedule="cosine", warmup_epochs=0.5),
+            training=TrainingConfig(num_epochs=arguments.num_epochs, lr=1e-3),
             resources=ResourcesConfig(num_workers=arguments.num_workers),
         )
         run = RunDirectory(folder / "runs" / "first")

@@ -1,0 +1,57 @@
+"""PCA, k-means and agreement on latents whose structure is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from drgn_ray.analysis.agreement import continuous_agreement, discrete_agreement, volume_correlation
+from drgn_ray.analysis.latent_space import cluster, principal_components
+
+
+def blobs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Four groups of latents on a line, and their numbers."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(4, size=400)
+    return np.stack([10.0 * truth, np.zeros(400), np.zeros(400)], axis=1) + rng.normal(size=(400, 3)), truth
+
+
+def test_the_first_component_is_the_direction_of_largest_spread() -> None:
+    z, _ = blobs()
+    pca = principal_components(z)
+    assert abs(pca.axes[0, 0]) == pytest.approx(1, abs=0.01)
+    assert pca.variance_share[0] > 0.95
+    assert np.allclose(pca.scores @ pca.axes + z.mean(axis=0), z)
+
+
+def test_clusters_find_the_groups_and_are_numbered_along_the_first_component() -> None:
+    z, truth = blobs()
+    clusters = cluster(z, 4)
+    assert adjusted_rand_score(truth, clusters.labels) > 0.95
+    along = principal_components(z).scores[clusters.particles, 0]
+    assert (np.diff(along) > 0).all()
+
+
+def test_a_centre_is_a_particle_of_its_own_cluster() -> None:
+    clusters = cluster(blobs()[0], 4)
+    assert (clusters.labels[clusters.particles] == np.arange(4)).all()
+
+
+def test_fewer_particles_than_clusters_give_a_cluster_each() -> None:
+    assert len(cluster(np.eye(3), 20).particles) == 3
+
+
+def test_agreement_is_high_where_there_is_signal_and_chance_where_there_is_none() -> None:
+    rng = np.random.default_rng(1)
+    z, value = rng.normal(size=(500, 4)), rng.uniform(size=500)
+    assert abs(continuous_agreement(z, value)) < 0.15
+    assert continuous_agreement(np.column_stack([z, value]), value) > 0.99
+    label = rng.random(500) < 0.5
+    assert discrete_agreement(z, label) < 0.6
+    assert discrete_agreement(np.column_stack([z, 20 * label]), label) > 0.99
+
+
+def test_correlation_of_a_volume_with_its_negative_is_minus_one() -> None:
+    volume = np.random.default_rng(0).normal(size=(4, 4, 4))
+    assert volume_correlation(volume, 3 - 2 * volume) == pytest.approx(-1)
