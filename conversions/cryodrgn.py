@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -79,15 +80,16 @@ def read_mrcs_with_pickles(stack: str, *, poses: str, ctf: str | None, apix: flo
 def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
     """Rows to keep: a pickle (cryoDRGN's ``ind.pkl``), ``.npy`` or text of 0-based integers, or of booleans."""
     if path.endswith(".pkl"):
-        chosen = np.asarray(read_pickle(path))
+        chosen = _rows(path, read_pickle(path))
     else:
         try:
-            chosen = (
-                np.load(path, allow_pickle=False)
-                if path.endswith(".npy")
-                else np.loadtxt(path, dtype=np.int64, ndmin=1)
-            )
-        except (OSError, ValueError) as error:
+            with warnings.catch_warnings(action="ignore"):  # numpy's of an empty file, which is refused below
+                chosen = (
+                    np.load(path, allow_pickle=False)
+                    if path.endswith(".npy")
+                    else np.loadtxt(path, dtype=np.int64, ndmin=1)
+                )
+        except (OSError, ValueError, EOFError) as error:
             raise ParticleFileError(
                 path, f"cannot be read as row numbers ({error})", "pass a .pkl, .npy or text file"
             ) from error
@@ -106,11 +108,18 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
     return chosen.astype(np.int64)
 
 
+def _rows(path: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ParticleFileError(path, f"holds no list of row numbers ({error})", "pass a list of integers") from error
+
+
 def _read_poses(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     poses = read_pickle(path)
-    parts = poses if isinstance(poses, tuple) else (poses,)
-    rotation = np.asarray(parts[0], np.float64)
-    fraction = np.asarray(parts[1], np.float64) if len(parts) > 1 else np.zeros((len(rotation), 2))
+    parts = poses if isinstance(poses, tuple) and poses else (poses,)
+    rotation = _numbers(path, parts[0])
+    fraction = _numbers(path, parts[1]) if len(parts) > 1 else np.zeros((count, 2))
     if rotation.shape != (count, 3, 3) or fraction.shape != (count, 2):
         raise ParticleFileError(
             path,
@@ -130,9 +139,16 @@ def _read_poses(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_ctf(path: str, count: int) -> np.ndarray:
-    parameters = np.asarray(read_pickle(path))
+    parameters = _numbers(path, read_pickle(path))
     if parameters.shape != (count, 9):
         raise ParticleFileError(
             path, f"holds an array of shape {parameters.shape}, not ({count}, 9)", "pass the ctf.pkl of this stack"
         )
-    return parameters.astype(np.float64)
+    return parameters
+
+
+def _numbers(path: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParticleFileError(path, f"holds no array of numbers ({error})", "pass the file of this stack") from error

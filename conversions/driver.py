@@ -51,31 +51,49 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
     writer = StoreWriter(options.output)
     info = None if options.overwrite else writer.unfinished_info()
     if info is None:
-        if os.path.exists(options.output) and not options.overwrite:
-            raise StoreError(
-                options.output, "something is already here", "pass another -o, or --overwrite to replace it"
-            )
+        _check_output(writer, options)
         info = _plan(table, options, box_size)
-        columns = dict(table.columns)
-        columns["apix"] = table.columns["apix"] * (table.box_size / box_size)
-        writer.create(info, columns, table.tables)
+        _create(writer, info, table)
     elif not _agrees(info, table, options, box_size):
         raise StoreError(
             options.output,
             f"an unfinished conversion with other settings or sources is here (`{info.command}`)",
             "finish that one with the same command, or pass --overwrite",
         )
+    elif not writer.is_prepared:
+        _create(writer, info, table)
     logger.info("%s: %s", options.output, info.contrast)
     _write_shards(table, writer, info, options.num_workers)
     writer.finish()
     return ParticleStore(options.output)
 
 
+def _check_output(writer: StoreWriter, options: Options) -> None:
+    """Refuse to write where something else is."""
+    if writer.is_free():
+        return
+    if not writer.is_store():
+        raise StoreError(options.output, "something that is not a particle store is already here", "pass another -o")
+    if not options.overwrite:
+        raise StoreError(
+            options.output, "a particle store is already here", "pass another -o, or --overwrite to replace it"
+        )
+
+
+def _create(writer: StoreWriter, info: StoreInfo, table: ParticleTable) -> None:
+    columns = dict(table.columns)
+    columns["apix"] = table.columns["apix"] * (table.box_size / info.box_size)
+    try:
+        writer.create(info, columns, table.tables)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise StoreError(writer.path, f"no store can be made here ({error})", "pass another -o") from error
+
+
 def _agrees(info: StoreInfo, table: ParticleTable, options: Options, box_size: int) -> bool:
     """Whether an unfinished store was begun from these particles with these options."""
     return (
-        (info.num_particles, info.box_size, info.dtype, info.has_ctf)
-        == (len(table), box_size, options.dtype, table.has_ctf)
+        (info.table_sha256, info.box_size, info.dtype, info.has_ctf)
+        == (table.checksum(), box_size, options.dtype, table.has_ctf)
         and info.sources == _describe_sources(table)
         and options.data_sign in (None, info.data_sign)
     )
@@ -113,6 +131,7 @@ def _plan(table: ParticleTable, options: Options, box_size: int) -> StoreInfo:
         data_sign=contrast.data_sign,
         contrast=contrast.evidence,
         has_ctf=table.has_ctf,
+        table_sha256=table.checksum(),
         sources=_describe_sources(table),
         command=options.command,
     )
@@ -146,12 +165,12 @@ def _read_originals(table: ParticleTable, rows: Int[np.ndarray, " n"]) -> Float[
         images[mine] = mrcs.read_images(table.stacks[stack], table.index_of[rows[mine]])
     bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
     if len(bad):
-        row = int(rows[bad[0]])
+        row = rows[bad[0]]
         raise ParticleFileError(
             table.source,
             f"image {table.index_of[row] + 1} of {table.stacks[table.stack_of[row]]} has pixels that are not numbers",
             "remove that particle",
-            row=row,
+            row=int(table.columns["source_row"][row]),
         )
     return images
 
@@ -160,7 +179,8 @@ def _write_shard(
     shard: int, *, part: ParticleTable, writer: StoreWriter, box_size: int, scale: float, dtype: str
 ) -> int:
     images = read_cropped(part, np.arange(len(part)), box_size) / scale
-    stored = images.astype(dtype)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        stored = images.astype(dtype)
     if not np.isfinite(stored).all():
         raise ParticleFileError(part.source, f"pixels do not fit {dtype} (shard {shard})", "pass --dtype float32")
     writer.write_shard(shard, stored)
@@ -189,7 +209,7 @@ def _light(table: ParticleTable) -> ParticleTable:
         table.stacks,
         table.stack_of,
         table.index_of,
-        {},
+        {"source_row": table.columns["source_row"]},
         {"table": table.tables["table"].iloc[:0]},
         table.box_size,
         table.has_ctf,

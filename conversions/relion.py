@@ -46,7 +46,7 @@ class StarBlocks:
         if len(bad):
             row = int(bad[0])
             raise ParticleFileError(
-                self.path, f"{name} is {raw.iloc[rows[row]]!r}, not a number", "remove or mend that row", row=row
+                self.path, f"{name} is {_shown(raw.iloc[rows[row]])}, not a number", "remove or mend that row", row=row
             )
         return values
 
@@ -124,12 +124,22 @@ def _read_blocks(path: str) -> StarBlocks:
     optics = frames.get("optics")
     if optics is None or "rlnOpticsGroup" not in particles:
         return StarBlocks(path, particles, None, None)
-    row = pd.Index(optics["rlnOpticsGroup"]).get_indexer(pd.Index(particles["rlnOpticsGroup"]))
+    if "rlnOpticsGroup" not in optics:
+        raise ParticleFileError(path, "data_optics has no column rlnOpticsGroup", "add it, as the particles have it")
+    groups = pd.Index(pd.to_numeric(optics["rlnOpticsGroup"], errors="coerce"))
+    if not groups.is_unique:
+        twice = groups[groups.duplicated()][0]
+        raise ParticleFileError(path, f"optics group {twice} is in data_optics twice", "keep one of them")
+    row = groups.get_indexer(pd.Index(pd.to_numeric(particles["rlnOpticsGroup"], errors="coerce")))
     if (row < 0).any():
         first = int(np.flatnonzero(row < 0)[0])
         group = particles["rlnOpticsGroup"].iloc[first]
         raise ParticleFileError(path, f"optics group {group} is not in data_optics", "add it there", row=first)
     return StarBlocks(path, particles, optics, row.astype(np.int64))
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _image_locations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,13 +38,22 @@ class ParticleTable:
     stacks: tuple[str, ...]
     stack_of: Int[np.ndarray, " N"]
     index_of: Int[np.ndarray, " N"]
-    columns: dict[str, Shaped[np.ndarray, N * row]]
+    columns: dict[str, Shaped[np.ndarray, "N *row"]]
     tables: dict[str, pd.DataFrame]
     box_size: int
     has_ctf: bool
 
     def __len__(self) -> int:
         return len(self.stack_of)
+
+    def checksum(self) -> str:
+        """SHA-256 of all columns and of where every image is."""
+        digest = hashlib.sha256()
+        for name in sorted(self.columns):
+            digest.update(np.ascontiguousarray(self.columns[name]).tobytes())
+        for place in (self.stack_of, self.index_of, np.array(self.stacks)):
+            digest.update(np.ascontiguousarray(place).tobytes())
+        return digest.hexdigest()
 
     def select(self, rows: Int[np.ndarray, " n"]) -> ParticleTable:
         """Keep these rows, in this order."""

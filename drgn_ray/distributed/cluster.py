@@ -42,6 +42,8 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
+        # It warns that a new cluster of our own is protected by a token, which is as it should be.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         cpus = max(os.cpu_count() or 1, 2) if num_cpus is None else num_cpus
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False

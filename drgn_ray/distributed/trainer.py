@@ -175,7 +175,7 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
     context = ray.train.get_context()
     handler = logging.FileHandler(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler()
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
-    for chatty in ("ray", "mlflow", "alembic"):
+    for chatty in ("ray", "ray.train", "ray.data"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     config = settings.RunConfig.model_validate(loop["config"])
     torch.set_num_threads(int(loop["cpus"]))  # type: ignore[arg-type]

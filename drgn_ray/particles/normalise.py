@@ -69,7 +69,7 @@ def decide_contrast(
     skewness = _skewness_in_sphere(projector.volume())
     white = -1 if has_ctf else 1  # our CTF is negative at low frequency, so it turns white protein dark
     evidence = f"skewness of the consensus of {len(images)} particles is {skewness:+.2f} uninverted"
-    if abs(skewness) < UNDECIDED_SKEWNESS:
+    if not abs(skewness) >= UNDECIDED_SKEWNESS:  # also where images are blank and it is no number
         return Contrast(
             white, f"protein is taken as white, but the data do not tell ({evidence}); --no-invert or --invert decides"
         )

@@ -6,9 +6,8 @@ A store is whole when its attribute ``complete`` is true, which is written last.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +16,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import zarr
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from zarr.codecs import Crc32cCodec
 
 from drgn_ray.errors import StoreError
@@ -25,6 +24,8 @@ from drgn_ray.particles.schema import COLUMN, COLUMNS
 
 FORMAT, FORMAT_VERSION = "drgn_ray.particles", 1
 CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 27
+_PREPARED = "prepared"
+_WRITE_ZEROS: Any = {"write_empty_chunks": True}  # else an image of zeros is a missing file
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class StoreInfo:
         How `data_sign` was decided.
     has_ctf
         False where images carry no CTF.
+    table_sha256
+        Checksum of all columns and of where every image lies in the sources.
     sources
         Files the particles came from: path, bytes, modification time, and for tables the SHA-256.
     command
@@ -62,6 +65,7 @@ class StoreInfo:
     data_sign: int
     contrast: str
     has_ctf: bool
+    table_sha256: str
     sources: list[dict[str, Any]]
     command: str
 
@@ -88,11 +92,12 @@ class StoreWriter:
         self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
 
     def create(
-        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, N * row]], tables: Mapping[str, pd.DataFrame]
+        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, "N *row"]], tables: Mapping[str, pd.DataFrame]
     ) -> None:
         """Write everything but the images: arrays' metadata, the columns, the original tables."""
         chunk, shard = chunk_and_shard(info.num_particles, info.box_size, info.dtype)
-        group = zarr.open_group(self.path, mode="w", zarr_format=3)
+        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, **asdict(info)}
+        group = zarr.create_group(self.path, overwrite=True, zarr_format=3, attributes=attributes)
         side = info.box_size
         group.create_array(
             "images",
@@ -101,13 +106,18 @@ class StoreWriter:
             shards=(shard, side, side),
             dtype=info.dtype,
             compressors=[Crc32cCodec()],
-            config={"write_empty_chunks": True},
+            config=_WRITE_ZEROS,
         )
         for column in COLUMNS:
             data = np.ascontiguousarray(columns[column.name], dtype=column.dtype)
             assert data.shape == (info.num_particles, *column.shape), (column.name, data.shape)
             array = group.create_array(
-                column.name, shape=data.shape, dtype=data.dtype, chunks=data.shape, compressors=[Crc32cCodec()]
+                column.name,
+                shape=data.shape,
+                dtype=data.dtype,
+                chunks=data.shape,
+                compressors=[Crc32cCodec()],
+                config=_WRITE_ZEROS,
             )
             array[...] = data
             array.attrs["unit"] = column.unit
@@ -115,7 +125,18 @@ class StoreWriter:
             with self.filesystem.open(f"{self.root}/{name}.parquet", "wb") as file:
                 table.to_parquet(file)
         self.filesystem.makedirs(f"{self.root}/progress", exist_ok=True)
-        group.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, **asdict(info)})
+        self.filesystem.touch(f"{self.root}/progress/{_PREPARED}")
+
+    def is_free(self) -> bool:
+        """Whether nothing is at this path, or an empty folder."""
+        return not self.filesystem.exists(self.root) or (
+            self.filesystem.isdir(self.root) and not self.filesystem.ls(self.root)
+        )
+
+    def is_store(self) -> bool:
+        """Whether a particle store is here, finished or not."""
+        attributes = _attributes(self.path)
+        return attributes is not None and attributes.get("format") == FORMAT
 
     def unfinished_info(self) -> StoreInfo | None:
         """Read the settings of an unfinished store at this path; None if there is none."""
@@ -124,9 +145,14 @@ class StoreWriter:
             return None
         return _info(attributes)
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `create` came to its end, so that only shards are to be written."""
+        return self.filesystem.exists(f"{self.root}/progress/{_PREPARED}")
+
     @cached_property
     def _images(self) -> zarr.Array:
-        return zarr.open_array(f"{self.path}/images", mode="r+")
+        return zarr.open_array(f"{self.path}/images", mode="r+", config=_WRITE_ZEROS)
 
     @property
     def num_shards(self) -> int:
@@ -146,26 +172,23 @@ class StoreWriter:
         """Write all images of a shard and its record."""
         rows = self.shard_rows(shard)
         assert len(images) == len(rows), (len(images), rows)
+        file = f"{self.root}/images/c/{shard}/0/0"
+        if self.filesystem.exists(file):  # of a writer that died: Zarr would read it to fill up a short last shard
+            self.filesystem.rm(file)
         self._images[rows.start : rows.stop] = images
-        size = self.filesystem.size(f"{self.root}/images/c/{shard}/0/0")
-        record = f"{self.root}/progress/{shard:06d}.json"
-        self.filesystem.pipe_file(f"{record}.partial", json.dumps({"bytes": size}).encode())
-        self.filesystem.mv(f"{record}.partial", record)
+        self.filesystem.touch(f"{self.root}/progress/{shard:06d}.done")
 
     def pending_shards(self) -> list[int]:
         """Shards without a record."""
-        done = {int(os.path.basename(f)[:6]) for f in self._records()}
+        done = {int(os.path.basename(f)[:6]) for f in self.filesystem.glob(f"{self.root}/progress/*.done")}
         return [shard for shard in range(self.num_shards) if shard not in done]
 
     def finish(self) -> None:
-        """Write the list of shards and the completion mark; the records go."""
+        """Write the list of files and the completion mark; the records go."""
         assert not self.pending_shards()
-        sizes = [json.loads(self.filesystem.cat_file(f))["bytes"] for f in sorted(self._records())]
-        zarr.open_group(self.path, mode="r+").attrs.update({"shard_bytes": sizes, "complete": True})
+        files = _data_files(self.path)
+        zarr.open_group(self.path, mode="r+").attrs.update({"files": files, "complete": True})
         self.filesystem.rm(f"{self.root}/progress", recursive=True)
-
-    def _records(self) -> list[str]:
-        return [f for f in self.filesystem.glob(f"{self.root}/progress/*.json")]
 
 
 class ParticleStore:
@@ -190,25 +213,20 @@ class ParticleStore:
         self.info = _info(attributes)
         if not attributes["complete"]:
             raise StoreError(self.path, "its conversion did not finish", f"finish it with `{self.info.command}`")
-        self._check_shards(attributes["shard_bytes"])
+        self._check_files(attributes["files"])
         self.images = zarr.open_array(f"{self.path}/images", mode="r")
 
-    def _check_shards(self, expected: Sequence[int]) -> None:
-        """Check presence and size of every shard: a missing one would read as zeros."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        found = {
-            name.removeprefix(f"{root}/images/c/"): entry["size"]
-            for name, entry in filesystem.find(f"{root}/images/c", detail=True).items()
-        }
-        for shard, size in enumerate(expected):
-            present = found.get(f"{shard}/0/0")
+    def _check_files(self, expected: Mapping[str, int]) -> None:
+        """Check presence and size of every file: Zarr would read a missing one as zeros."""
+        found = _data_files(self.path)
+        for name, size in expected.items():
+            present = found.get(name)
             if present != size:
                 state = "is missing" if present is None else f"has {present} bytes, not {size}"
-                raise StoreError(
-                    self.path,
-                    f"its shard images/c/{shard}/0/0 {state}",
-                    f"convert again: `{self.info.command} --overwrite`",
-                )
+                raise self._damaged(f"its file {name} {state}")
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(self.path, what, f"convert again: `{self.info.command} --overwrite`")
 
     def __len__(self) -> int:
         return self.info.num_particles
@@ -228,18 +246,20 @@ class ParticleStore:
         try:
             return np.asarray(self.images[rows])
         except ValueError as error:  # zarr's word for a checksum that does not match
-            raise StoreError(
-                self.path,
-                f"rows {rows.start} to {rows.stop} are damaged ({error})",
-                f"convert again: `{self.info.command} --overwrite`",
-            ) from error
+            raise self._damaged(f"rows {rows.start} to {rows.stop} are damaged ({error})") from error
 
     @cached_property
-    def columns(self) -> dict[str, Shaped[np.ndarray, N * row]]:
+    def columns(self) -> dict[str, Shaped[np.ndarray, "N *row"]]:
         """All columns of `drgn_ray.particles.schema` (about 100 bytes a particle)."""
-        return {name: np.asarray(zarr.open_array(f"{self.path}/{name}", mode="r")[...]) for name in COLUMN}
+        return {name: self._read_column(name) for name in COLUMN}
 
-    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, n * row]]:
+    def _read_column(self, name: str) -> Shaped[np.ndarray, "N *row"]:
+        try:
+            return np.asarray(zarr.open_array(f"{self.path}/{name}", mode="r")[...])
+        except ValueError as error:
+            raise self._damaged(f"its column {name} is damaged ({error})") from error
+
+    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, "n *row"]]:
         """Images and columns of consecutive rows."""
         return {"images": self.read_images(rows), **{name: column[rows] for name, column in self.columns.items()}}
 
@@ -248,11 +268,6 @@ class ParticleStore:
         filesystem, root = fsspec.core.url_to_fs(self.path)
         with filesystem.open(f"{root}/{name}.parquet", "rb") as file:
             return pd.read_parquet(file)
-
-    def rows_from_source(self, source_rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Rows of the store that came from rows of the source table."""
-        sorter = np.argsort(self.columns["source_row"])
-        return sorter[np.searchsorted(self.columns["source_row"], source_rows, sorter=sorter)]
 
 
 def _attributes(path: str) -> dict[str, Any] | None:
@@ -264,3 +279,15 @@ def _attributes(path: str) -> dict[str, Any] | None:
 
 def _info(attributes: Mapping[str, Any]) -> StoreInfo:
     return StoreInfo(**{name: attributes[name] for name in StoreInfo.__dataclass_fields__})
+
+
+def _data_files(path: str) -> dict[str, int]:
+    """Bytes of every file that holds data, by its path within the store; not what a killed writer left half-named."""
+    filesystem, root = fsspec.core.url_to_fs(path)
+    listed = filesystem.find(root, detail=True)
+    named = {name.removeprefix(f"{root}/"): entry["size"] for name, entry in listed.items()}
+    return {
+        name: size
+        for name, size in sorted(named.items())
+        if ("/c/" in name or name.endswith(".parquet")) and not name.endswith(".partial")
+    }

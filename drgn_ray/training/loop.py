@@ -134,12 +134,13 @@ class Trainer:
         seeds = np.random.SeedSequence((self.config.training.seed, slice_index, self.worker.rank))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         start = time.monotonic()
-        window = _Window(self)
+        window: _Window | None = None
         totals = _Averages(self.worker.device)
         for batch in self.stream(slice_index):
             terms, count = self._step(batch)
             self.position.images_seen += count * self.worker.world_size
             totals.add(terms, count)
+            window = window or _Window(self)  # begins when data flow: waiting for the first is no measure of speed
             window.add(terms, count)
         self.position.next_slice = slice_index + 1
         averages = totals.over_workers()
