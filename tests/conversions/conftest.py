@@ -1,0 +1,39 @@
+"""Particle sets and stores that the conversion tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from star_sets import StarSet, random_set
+
+from drgn_ray.particles.store import ParticleStore
+from jobs.cli import main
+
+
+@pytest.fixture
+def star_set(tmp_path: Path) -> StarSet:
+    """20 random images of 16 px, not yet written."""
+    return random_set(tmp_path / "set")
+
+
+@pytest.fixture(scope="session")
+def adk_star(reference_data: Path) -> Path:
+    """5,000 particles of 64 px made by other programs."""
+    return reference_data / "adk_sim" / "particles.star"
+
+
+@pytest.fixture(scope="session")
+def adk_whole(adk_star: Path, tmp_path_factory: pytest.TempPathFactory) -> ParticleStore:
+    """They, converted at their own box size."""
+    path = tmp_path_factory.mktemp("adk") / "64.zarr"
+    assert main(["convert", str(adk_star), "-o", str(path), "--workers", "0"]) == 0
+    return ParticleStore(path)
+
+
+@pytest.fixture(scope="session")
+def adk_cropped(adk_star: Path, tmp_path_factory: pytest.TempPathFactory) -> ParticleStore:
+    """They, converted at 32 px."""
+    path = tmp_path_factory.mktemp("adk") / "32.zarr"
+    assert main(["convert", str(adk_star), "-o", str(path), "-D", "32", "--workers", "0"]) == 0
+    return ParticleStore(path)
