@@ -105,6 +105,8 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
             f"row numbers run from {chosen.min()} to {chosen.max()}, the particles from 0 to {count - 1}",
             "make the selection from the same particles",
         )
+    if len(np.unique(chosen)) < len(chosen):
+        raise ParticleFileError(path, "it names a row more than once", "keep each row once")
     return chosen.astype(np.int64)
 
 

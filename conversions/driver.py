@@ -85,7 +85,7 @@ def _create(writer: StoreWriter, info: StoreInfo, table: ParticleTable) -> None:
     columns["apix"] = table.columns["apix"] * (table.box_size / info.box_size)
     try:
         writer.create(info, columns, table.tables)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise StoreError(writer.path, f"no store can be made here ({error})", "pass another -o") from error
 
 

@@ -121,7 +121,7 @@ def check_values(source: str, columns: dict[str, Any]) -> None:
             )
     apix = columns["apix"]
     if apix.max() > 1.01 * apix.min():
-        row = int(np.argmax(np.abs(apix - apix[0]) > 0.01 * apix[0]))
+        row = int(np.argmax(apix))
         raise ParticleFileError(
             source,
             f"pixel sizes differ by more than 1% ({apix.min():g} to {apix.max():g} Å/px)",

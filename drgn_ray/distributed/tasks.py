@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from drgn_ray.errors import ConfigError
+
 T = TypeVar("T")
 MAX_RETRIES = 3
 
@@ -26,6 +28,8 @@ def run_tasks(tasks: Sequence[Callable[[], T]], *, num_workers: int | None = Non
     UserError
         As raised by a task.
     """
+    if num_workers is not None and num_workers < 0:
+        raise ConfigError(f"--num-workers {num_workers}", "it is a count", "pass 0 or more")
     if num_workers == 0 or len(tasks) <= 1:
         for task in tasks:
             yield task()

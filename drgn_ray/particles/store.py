@@ -186,6 +186,8 @@ class StoreWriter:
     def finish(self) -> None:
         """Write the list of files and the completion mark; the records go."""
         assert not self.pending_shards()
+        for left_over in self.filesystem.glob(f"{self.root}/**/*.partial"):  # of a writer that was killed
+            self.filesystem.rm(left_over)
         files = _data_files(self.path)
         zarr.open_group(self.path, mode="r+").attrs.update({"files": files, "complete": True})
         self.filesystem.rm(f"{self.root}/progress", recursive=True)
@@ -197,12 +199,11 @@ class ParticleStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         attributes = _attributes(self.path)
+        if attributes is None and os.path.exists(self.path):
+            raise StoreError(self.path, "this is not a particle store", "pass one that `drgn-ray convert` made")
         if attributes is None:
-            raise StoreError(
-                self.path,
-                "there is no particle store here" if not os.path.exists(self.path) else "this is not a particle store",
-                f"make one with `drgn-ray convert particles.star -o {self.path} -D 128`",
-            )
+            make_it = f"make one with `drgn-ray convert particles.star -o {self.path} -D 128`"
+            raise StoreError(self.path, "there is no particle store here", make_it)
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 self.path,
@@ -214,7 +215,10 @@ class ParticleStore:
         if not attributes["complete"]:
             raise StoreError(self.path, "its conversion did not finish", f"finish it with `{self.info.command}`")
         self._check_files(attributes["files"])
-        self.images = zarr.open_array(f"{self.path}/images", mode="r")
+        try:
+            self.images = zarr.open_array(f"{self.path}/images", mode="r")
+        except (ValueError, KeyError, TypeError) as error:  # whatever damaged metadata makes of Zarr
+            raise self._damaged(f"its images/zarr.json is damaged ({error})") from error
 
     def _check_files(self, expected: Mapping[str, int]) -> None:
         """Check presence and size of every file: Zarr would read a missing one as zeros."""
@@ -282,12 +286,10 @@ def _info(attributes: Mapping[str, Any]) -> StoreInfo:
 
 
 def _data_files(path: str) -> dict[str, int]:
-    """Bytes of every file that holds data, by its path within the store; not what a killed writer left half-named."""
+    """Bytes of every file but the group's own metadata and the records of progress, by its path in the store."""
     filesystem, root = fsspec.core.url_to_fs(path)
     listed = filesystem.find(root, detail=True)
     named = {name.removeprefix(f"{root}/"): entry["size"] for name, entry in listed.items()}
     return {
-        name: size
-        for name, size in sorted(named.items())
-        if ("/c/" in name or name.endswith(".parquet")) and not name.endswith(".partial")
+        name: size for name, size in sorted(named.items()) if name != "zarr.json" and not name.startswith("progress/")
     }

@@ -341,9 +341,8 @@ class TestOutput:
     ) -> None:
         before = ParticleStore(store_path).info
         assert main(["convert", str(star_set.write()), "-o", str(store_path), "--workers", "0"]) == 2
-        assert capsys.readouterr().err == (
-            f"drgn-ray: {store_path}: a particle store is already here; pass another -o, or --overwrite to replace it.\n"
-        )
+        remedy = "pass another -o, or --overwrite to replace it"
+        assert capsys.readouterr().err == f"drgn-ray: {store_path}: a particle store is already here; {remedy}.\n"
         assert ParticleStore(store_path).info == before
 
     def test_overwrite_replaces_a_store(self, star_set: StarSet, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class TestRefusal:
     )
     def test_something_else_is_not_a_store(self, make: Callable[[Path], object], tmp_path: Path) -> None:
         make(tmp_path / "other")
-        with pytest.raises(StoreError, match=r"other: this is not a particle store; make one with `drgn-ray convert"):
+        with pytest.raises(StoreError, match=r"other: this is not a particle store; pass one that `drgn-ray convert"):
             ParticleStore(tmp_path / "other")
 
     def test_another_zarr_group_is_not_a_store(self, tmp_path: Path) -> None:
