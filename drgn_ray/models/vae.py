@@ -73,7 +73,8 @@ class VAE(nn.Module):
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
         """Real-space volume (z, y, x) of one latent, in units of the data's standard deviation.
 
-        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= D/2 and mirrors it.
+        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= D/2 and mirrors it.  In the plane
+        k_z = 0 both k and -k are evaluated, and the real volume has the mean of the one and the conjugate of the other.
         """
         size = self.observer.half_disc.box_size
         half, device = size // 2, self.observer.freq.device

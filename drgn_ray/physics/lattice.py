@@ -77,7 +77,7 @@ def hartley_from_half(coefficients: Complex[Tensor, "B P"]) -> Float[Tensor, "B 
     return torch.cat([real - imag, (real + imag).flip(-1)], dim=-1)
 
 
-def half_from_hartley(hartley: Float[Tensor, "B 2*P"]) -> Complex[Tensor, "B P"]:
+def half_from_hartley(hartley: Float[Tensor, "B N"]) -> Complex[Tensor, "B N//2"]:
     """Undo `hartley_from_half`."""
     forward, backward = hartley.chunk(2, dim=-1)
     backward = backward.flip(-1)
