@@ -74,7 +74,7 @@ class VAE(nn.Module):
         """Real-space volume (z, y, x) of one latent, in units of the data's standard deviation.
 
         Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= D/2 and mirrors it.  In the plane
-        k_z = 0 both k and -k are evaluated, and the real volume has the mean of the one and the conjugate of the other.
+        k_z = 0 the two halves meet, and the volume gets the mean of the value at k and the conjugate of that at -k.
         """
         size = self.observer.half_disc.box_size
         half, device = size // 2, self.observer.freq.device
@@ -87,6 +87,8 @@ class VAE(nn.Module):
             real, imag = (part[0] for part in self.decoder.points(z[None], k / size))
             here = tuple((k.flip(-1) + half).unbind(-1))
             there = tuple(((-k.flip(-1) + half) % size).unbind(-1))  # -(-D/2) is +D/2, the same sample of a period D
-            hartley[there] = real + imag
-            hartley[here] = real - imag
+            hartley.index_put_(here, real - imag, accumulate=True)
+            hartley.index_put_(there, real + imag, accumulate=True)
+        hartley[half] /= 2  # the plane k_z = 0 was met twice,
+        hartley[0, half, half] /= 2  # and so was Nyquist on the z axis
         return volume_from_hartley(hartley)

@@ -64,7 +64,7 @@ def test_electrons_of_300_kilovolts_have_a_wavelength_of_0_0197_angstroms() -> N
 
 def molecule(count: int) -> tuple[BlobMolecule, BlobMolecule]:
     """One lopsided molecule, alone and once for every image."""
-    position = torch.randn(30, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([18.0, 10.0, 14.0])
+    position = torch.randn(30, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([13.0, 7.0, 10.0])
     mass = torch.linspace(0.5, 1.5, 30)
     many = BlobMolecule(position.expand(count, -1, -1), mass.expand(count, -1), 6.0)
     return BlobMolecule(position, mass, 6.0), many
@@ -105,7 +105,7 @@ def test_back_projection_finds_the_molecule_again() -> None:
     projector.insert(seen.coefficients, seen.ctf, seen.rotation)
     volume = projector.volume().numpy()
     assert volume_correlation(volume, truth.numpy()) > 0.93
-    assert volume_correlation(volume[:, :, ::-1], truth.numpy()) < 0.85
+    assert volume_correlation(volume[:, :, ::-1], truth.numpy()) < 0.9
 
 
 @pytest.mark.parametrize(("sign", "kind"), [(-1.0, "white"), (1.0, "dark")])
