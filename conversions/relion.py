@@ -75,7 +75,6 @@ def read_star(path: str, *, datadir: str | None, apix: float | None, has_ctf: bo
         False where the images carry no CTF; its columns are then not needed.
     """
     star = _read_blocks(path)
-    stacks, stack_of, index_of = _image_locations(star, datadir)
     pixel = _pixel_size(star, apix)
     count = len(star.particles)
     refine = "use the STAR file of a Refine3D or Class3D job"
@@ -95,6 +94,7 @@ def read_star(path: str, *, datadir: str | None, apix: float | None, has_ctf: bo
     for name in CTF_FROM_STAR:
         columns[name] = star.required(COLUMN[name].relion[0], ctf_remedy) if has_ctf else NO_CTF[name](count)
     check_values(path, columns)
+    stacks, stack_of, index_of = _image_locations(star, datadir)
     tables = {"table": star.particles} | ({} if star.optics is None else {"optics": star.optics})
     box_size = check_stacks(path, stacks, stack_of, index_of)
     return ParticleTable(path, stacks, stack_of, index_of, columns, tables, box_size, has_ctf)
