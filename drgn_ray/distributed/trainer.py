@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
+_BOOKKEEPING = ".ray_train_"
 
 MakeReporter = Callable[[], Reporter]
 
@@ -141,7 +143,10 @@ def _fit(
         return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
 
     per_worker = {"CPU": resources.cpus} | ({"GPU": 1} if resources.use_gpu else {})
-    with tempfile.TemporaryDirectory(prefix="drgn_ray_train_") as bookkeeping:
+    for left_over in run.path.glob(f"{_BOOKKEEPING}*"):  # of a driver that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    # Ray Train wants a folder that all machines see, though checkpoints are ours.
+    with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={
@@ -156,7 +161,7 @@ def _fit(
             ),
             run_config=RunConfig(
                 name=run.path.name,
-                storage_path=bookkeeping,  # checkpoints are ours, in the run directory
+                storage_path=bookkeeping,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
             ),
         )

@@ -76,7 +76,7 @@ class VAE(nn.Module):
         Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= D/2 and mirrors it.  In the plane
         k_z = 0 the two halves meet, and the volume gets the mean of the value at k and the conjugate of that at -k.
         """
-        size = self.observer.half_disc.box_size
+        size = self.observer.box_size
         half, device = size // 2, self.observer.freq.device
         axis = torch.arange(-half, half, device=device)
         ky, kx = torch.meshgrid(axis, axis, indexing="ij")

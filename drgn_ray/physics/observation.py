@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from drgn_ray.physics.ctf import compute_ctf
 from drgn_ray.physics.fourier import images_to_half_disc, soft_window, translate
-from drgn_ray.physics.lattice import half_disc
+from drgn_ray.physics.lattice import HalfDisc, half_disc
 
 CTF_COLUMNS = (
     "apix",
@@ -54,21 +54,29 @@ class Observer(nn.Module):
     """
 
     window: Float[Tensor, "D D"]
+    k: Int[Tensor, "P 2"]
     freq: Float[Tensor, "P 2"]
 
     def __init__(self, *, box_size: int, data_sign: int, hartley_std: float, window: bool, ctf: bool) -> None:
         super().__init__()
-        self.half_disc = half_disc(box_size)
+        points = half_disc(box_size)
+        self.box_size = box_size
         self.scale = data_sign / hartley_std
         self.has_ctf = ctf
         mask = soft_window(box_size) if window else torch.ones(box_size, box_size)
         self.register_buffer("window", mask, persistent=False)
-        self.register_buffer("freq", self.half_disc.freq, persistent=False)
+        self.register_buffer("k", points.k, persistent=False)  # buffers, so that they move to the device
+        self.register_buffer("freq", points.freq, persistent=False)
+
+    @property
+    def half_disc(self) -> HalfDisc:
+        """The points, on the device of the module."""
+        return HalfDisc(self.box_size, self.k)
 
     @property
     def num_points(self) -> int:
         """P."""
-        return self.half_disc.num_points
+        return len(self.k)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Observation:
         """Prepare a batch with the columns of the store (`drgn_ray.particles.schema`)."""

@@ -12,6 +12,7 @@ from drgn_ray.config import ModelConfig
 from drgn_ray.models import build_vae
 from drgn_ray.models.elbo import kl_divergence
 from drgn_ray.models.vae import VAE
+from drgn_ray.physics.observation import CTF_COLUMNS, Observer
 
 
 def network(box_size: int = 16, **settings: object) -> VAE:
@@ -111,3 +112,11 @@ def test_z_is_drawn_in_training_and_its_mean_taken_in_evaluation() -> None:
 def test_beta_is_one_over_zdim_unless_it_is_said() -> None:
     assert network(zdim=4).beta == 0.25
     assert network(zdim=4, beta=0.5).beta == 0.5
+
+
+def test_the_ctf_and_shifts_leave_no_tensor_on_the_cpu() -> None:
+    """On the meta device, as on a GPU, an operation on tensors of two devices is an error."""
+    observer = Observer(box_size=16, data_sign=-1, hartley_std=1.0, window=True, ctf=True).to("meta")
+    seen = {name: values.to("meta") for name, values in batch(4).items()}
+    seen |= {name: torch.ones(4, device="meta") for name in CTF_COLUMNS}
+    assert all(part.is_meta for part in observer(seen))
