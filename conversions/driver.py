@@ -62,7 +62,8 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
         )
     elif not writer.is_prepared:
         _create(writer, info, table)
-    logger.info("%s: %s", options.output, info.contrast)
+    use = "inverted (times -1)" if info.data_sign < 0 else "as they are"
+    logger.info("%s: %s; images are used %s", options.output, info.contrast, use)
     _write_shards(table, writer, info, options.num_workers)
     writer.finish()
     return ParticleStore(options.output)

@@ -57,7 +57,7 @@ class ModelConfig(Settings):
     beta: NonNegativeFloat | None = None
     """Weight of the KL divergence; None: 1/zdim."""
     window: bool = True
-    """Mask images with a soft circular window."""
+    """Images are masked with a soft circular window, unless this flag is given."""
 
 
 class TrainingConfig(Settings):
@@ -82,7 +82,7 @@ class TrainingConfig(Settings):
 
 
 class ResourcesConfig(Settings):
-    """Where it runs; never changes the result."""
+    """Where it runs; changes the result by rounding and by the order in which blocks arrive, no more."""
 
     num_workers: Annotated[NonNegativeInt, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes, one a GPU where there are GPUs; 0 trains in this process, without Ray."""
@@ -97,7 +97,7 @@ class ResourcesConfig(Settings):
 class RunConfig(Settings):
     """Everything a training run is made of."""
 
-    particles: Annotated[str, tyro.conf.Positional] = ""
+    particles: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")] = ""
     """The particle store."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -113,6 +113,8 @@ class RunConfig(Settings):
 
 def read_config(path: Path) -> RunConfig:
     """Read a YAML configuration; keys it leaves out keep their defaults."""
+    if not path.is_file():
+        raise ConfigError(str(path), "there is no such file", "check the path of --config")
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

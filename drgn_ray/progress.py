@@ -54,12 +54,12 @@ class Progress:
         rate = self.done / max(elapsed, 1e-9)
         left = f"ETA {format_duration((self.total - self.done) / rate)}" if 0 < self.done < self.total else ""
         logger.info(
-            "%s  %3.0f%%  %s of %s %s  %.0f/s  %s",
+            "%s  %3.0f%%  %s of %s %s  %s/s  %s",
             self.label,
             100 * self.done / max(self.total, 1),
             f"{self.done:,}",
             f"{self.total:,}",
             self.unit,
-            rate,
+            f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
             left,
         )

@@ -18,12 +18,12 @@ from jobs.cli import exit_with, parse, run_command
 class Arguments:
     """Arguments of ``analyze``."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
-    ksample: int = 20
-    """Clusters of k-means, each with a volume."""
-    pc: int = 2
-    """Principal components along which volumes are decoded."""
+    ksample: int | None = None
+    """Clusters of k-means, each with a volume; None: 20, or one a particle where there are fewer."""
+    pc: int | None = None
+    """Principal components along which volumes are decoded; None: 2, or 1 where z has one dimension."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,16 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _analyze(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError
+    from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
     from jobs.pipeline import analyze_run, open_tracked
 
-    if arguments.ksample < 1 or arguments.pc < 0:
-        raise ConfigError(
-            f"--ksample {arguments.ksample} --pc {arguments.pc}", "they are counts", "pass positive numbers"
-        )
     run = RunDirectory(arguments.run)
     config = run.config()
+    count, zdim = len(ParticleStore(config.particles)), config.model.zdim
+    if arguments.ksample is not None and not 1 <= arguments.ksample <= count:
+        raise ConfigError(
+            f"--ksample {arguments.ksample}", f"there are {count:,} particles", "pass a number up to that"
+        )
+    if arguments.pc is not None and not 0 <= arguments.pc <= zdim:
+        raise ConfigError(f"--pc {arguments.pc}", f"z has {zdim} dimensions", "pass a number up to that")
     with job_frame(arguments.run) as frame:
         tracked = open_tracked(run, config, frame)
         analysis = analyze_run(run, tracked, ksample=arguments.ksample, num_pcs=arguments.pc)

@@ -65,9 +65,9 @@ def run_command(body: Callable[[], None]) -> int:
     """Run a parsed command: log lines to standard output; a user's mistake is one sentence and exit code 2."""
     from drgn_ray.errors import UserError
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for chatty in ("mlflow", "alembic", "ray", "matplotlib", "urllib3", "fsspec"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    for ours in ("drgn_ray", "conversions", "jobs"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         body()
     except UserError as error:

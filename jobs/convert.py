@@ -1,6 +1,7 @@
 """Convert particles to a particle store.
 
 drgn-ray convert run_data.star -o particles.zarr -D 128
+
 drgn-ray convert particles.mrcs --poses pose.pkl --ctf ctf.pkl -o particles.zarr -D 128
 """
 
@@ -21,7 +22,7 @@ from jobs.cli import exit_with, parse, run_command
 class Arguments:
     """Arguments of ``convert``."""
 
-    particles: Annotated[str, tyro.conf.Positional]
+    particles: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PARTICLES")]
     """A RELION STAR file, or an MRC stack with --poses."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Where the store is written."""

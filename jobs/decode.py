@@ -1,7 +1,9 @@
 """Volumes at chosen particles or latents: vol_000.mrc, vol_001.mrc, ... and z_values.txt.
 
 drgn-ray decode runs/a --particles 0,17,1204 -o volumes/
+
 drgn-ray decode runs/a -z 0.1 0.2 -o volumes/
+
 drgn-ray decode runs/a --z-file z.txt -o volumes/
 """
 
@@ -21,7 +23,7 @@ from jobs.cli import exit_with, parse, run_command
 class Arguments:
     """Arguments of ``decode``."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder for the volumes."""
@@ -67,13 +69,15 @@ def _latents(arguments: Arguments, run, zdim: int):
 
     chosen = [arguments.particles is not None, arguments.z is not None, arguments.z_file is not None]
     if sum(chosen) != 1:
-        raise ConfigError("drgn-ray decode", "it is not said which volumes", "pass one of --particles, -z, --z-file")
+        raise ConfigError("--particles, -z, --z-file", "it is not said which volumes", "pass one of them")
     if arguments.particles is not None:
         return load_latents(run.latents_file).of(_row_numbers(arguments.particles))
     if arguments.z is not None:
         name, z = "-z", np.array([arguments.z])
     else:
         name = str(arguments.z_file)
+        if not Path(name).is_file():
+            raise ConfigError(name, "there is no such file", "check the path of --z-file")
         try:
             z = np.loadtxt(name, ndmin=2)
         except (OSError, ValueError) as error:

@@ -70,9 +70,8 @@ def _demo(arguments: Arguments) -> None:
         frame.result(*_compare(run, read_truth(folder), store, analysis))
         tracked.end("FINISHED")
         frame.result(
-            f"volumes: {analysis.kmeans_folder}  (in ChimeraX: open vol_*.mrc)",
-            f"latents: {run.latents_file}",
-            f"see it:  drgn-ray ui {run.path.parent}",
+            f"volumes {analysis.kmeans_folder}  (in ChimeraX: open vol_*.mrc)",
+            f"latents {run.latents_file}",
         )
 
 

@@ -1,6 +1,7 @@
 """Latents of every particle of a store under a trained run.
 
 drgn-ray embed runs/a                       # the particles it was trained on: runs/a/latents.npz
+
 drgn-ray embed runs/a other.zarr -o z.npz
 """
 
@@ -20,7 +21,7 @@ from jobs.cli import exit_with, parse, run_command
 class Arguments:
     """Arguments of ``embed``."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     particles: Annotated[str | None, tyro.conf.Positional] = None
     """Another particle store; None: the run's own."""
@@ -51,8 +52,10 @@ def _embed(arguments: Arguments) -> None:
         raise ConfigError(
             "drgn-ray embed", "latents of other particles would replace the run's own", "pass -o FILE.npz"
         )
+    if arguments.output is not None and not arguments.output.endswith(".npz"):
+        raise ConfigError(f"-o {arguments.output}", "latents are written as .npz", "pass a name that ends in .npz")
     check_fits(trained_on, store)
-    output = run.latents_file if arguments.output is None else Path(arguments.output).with_suffix(".npz")
+    output = run.latents_file if arguments.output is None else Path(arguments.output)
     with job_frame(str(output)) as frame:
         latents = embed(run, store, arguments.num_workers)
         latents.save(output)

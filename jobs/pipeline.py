@@ -25,6 +25,8 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
     job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
     frame.link(tracked.link)
+    if tracked.is_local:
+        frame.result(f"see it  drgn-ray ui {run.path.parent}")
     return tracked
 
 
@@ -37,7 +39,9 @@ def train_run(run: RunDirectory, config: RunConfig, tracked: TrackedRun) -> None
         raise
 
 
-def analyze_run(run: RunDirectory, tracked: TrackedRun, *, ksample: int = 20, num_pcs: int = 2) -> Analysis:
+def analyze_run(
+    run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
+) -> Analysis:
     """Embed every particle, analyse, and copy all of it to MLflow."""
     config = run.config()
     store = ParticleStore(config.particles)
@@ -46,6 +50,8 @@ def analyze_run(run: RunDirectory, tracked: TrackedRun, *, ksample: int = 20, nu
     model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
     folder = run.analysis(trained_epochs(run, config, store))
     latents = load_latents(run.latents_file)
+    ksample = min(20, len(latents.z)) if ksample is None else ksample
+    num_pcs = min(2, config.model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
     tracked.artifacts(folder, folder.name)
     for file in (run.latents_file, run.latents_file.with_suffix(".parquet"), run.config_file):

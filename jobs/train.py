@@ -46,9 +46,6 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
 def _train(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
-    from drgn_ray.training.run_directory import RunDirectory
-    from jobs.frame import job_frame
-    from jobs.pipeline import analyze_run, open_tracked, train_run
 
     if not arguments.run.particles:
         raise ConfigError(
@@ -56,6 +53,13 @@ def _train(arguments: Arguments) -> None:
         )
     store = ParticleStore(arguments.run.particles)
     config = arguments.run.model_copy(update={"particles": store.absolute_path})
+
+    from drgn_ray.distributed.trainer import check  # heavy imports come after the mistakes found without them
+    from drgn_ray.training.run_directory import RunDirectory
+    from jobs.frame import job_frame
+    from jobs.pipeline import analyze_run, open_tracked, train_run
+
+    check(config, store)
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)

@@ -54,7 +54,7 @@ def analyze(
     )
     np.savetxt(kmeans_folder / "centers.txt", latents.z[clusters.particles])
     np.savetxt(kmeans_folder / "centers_ind.txt", latents.source_row[clusters.particles], fmt="%d")
-    for component in range(min(num_pcs, latents.z.shape[1])):
+    for component in range(num_pcs):
         decode_to_folder(model, _along(latents.z, pca, component), info, folder / f"pc{component + 1}")
     return Analysis(folder, pca, clusters, kmeans_folder)
 

@@ -42,7 +42,7 @@ def principal_components(z: Float[np.ndarray, "N Z"]) -> PrincipalComponents:
 
 def cluster(z: Float[np.ndarray, "N Z"], num_clusters: int, seed: int = 0) -> Clusters:
     """k-means; centres snap to the nearest particle, as in cryoDRGN, so that their volumes are of seen latents."""
-    num_clusters = min(num_clusters, len(z))
+    assert num_clusters <= len(z), (num_clusters, len(z))
     fitted = KMeans(num_clusters, n_init="auto", random_state=seed).fit(z)
     nearest = np.array([np.argmin(((z - centre) ** 2).sum(axis=1)) for centre in fitted.cluster_centers_])
     order = np.argsort(principal_components(z).scores[nearest, 0])

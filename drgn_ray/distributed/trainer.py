@@ -36,6 +36,18 @@ _BOOKKEEPING = ".ray_train_"
 MakeReporter = Callable[[], Reporter]
 
 
+def check(config: settings.RunConfig, store: ParticleStore) -> None:
+    """Refuse settings that these particles and workers cannot be trained with."""
+    particle_order(config, store)
+    workers = config.resources.num_workers
+    if config.training.batch_size % max(workers, 1):
+        raise ConfigError(
+            f"--batch-size {config.training.batch_size}",
+            f"it cannot be shared equally by {workers} workers",
+            f"pass a multiple of {workers}",
+        )
+
+
 def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeReporter) -> None:
     """Train what is left of a run.
 
@@ -44,15 +56,9 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     make_reporter
         Called in the first worker's process.
     """
-    workers = config.resources.num_workers
-    if config.training.batch_size % max(workers, 1):
-        raise ConfigError(
-            f"--batch-size {config.training.batch_size}",
-            f"it cannot be shared equally by {workers} workers",
-            f"pass a multiple of {workers}",
-        )
     store = ParticleStore(config.particles)
-    order = particle_order(config, store)
+    check(config, store)
+    workers, order = config.resources.num_workers, particle_order(config, store)
     if load_position(run.checkpoints).next_slice >= config.training.num_epochs * order.slices_per_epoch:
         logger.info("all %d epochs are trained already", config.training.num_epochs)
     elif workers == 0:
@@ -122,10 +128,10 @@ def _train_on_ray(
     with connected(num_cpus=own_cpus):
         resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         logger.info(
-            "%d workers with %d CPUs%s each",
+            "workers: %d, each with CPUs: %d%s",
             resources.num_workers,
             resources.cpus,
-            " and a GPU" if resources.use_gpu else "",
+            ", GPUs: 1" if resources.use_gpu else "",
         )
         _fit(config, store, run, make_reporter, resources)
 
@@ -170,6 +176,8 @@ def _fit(
                 diverged = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise user_error_in(error) or error from None
+        except SystemExit:  # what Ray Train makes of Ctrl-C
+            raise KeyboardInterrupt from None
     if diverged is not None:
         raise diverged
 
@@ -178,10 +186,9 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
     """Train in one worker; a divergence is returned, since Ray would try again what is raised."""
     run = RunDirectory(Path(str(loop["run"])))
     context = ray.train.get_context()
-    handler = logging.FileHandler(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
-    for chatty in ("ray", "ray.train", "ray.data"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    ours = logging.getLogger("drgn_ray")  # and no one else's: Ray logs every report
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.FileHandler(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler())
     config = settings.RunConfig.model_validate(loop["config"])
     torch.set_num_threads(int(loop["cpus"]))  # type: ignore[arg-type]
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())

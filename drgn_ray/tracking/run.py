@@ -49,6 +49,11 @@ class TrackedRun:
         self.client = MlflowClient(self.uri)
 
     @property
+    def is_local(self) -> bool:
+        """Whether runs are in a file, which `drgn-ray ui` shows, and not on a server."""
+        return self.uri.startswith("sqlite")
+
+    @property
     def link(self) -> str:
         """Address of the run's page."""
         return run_link(self.uri, self.experiment_id, self.run_id)

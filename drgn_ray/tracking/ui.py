@@ -34,6 +34,8 @@ def serve(runs_folder: Path, port: int) -> None:
             f"no runs are tracked here (no {DATABASE})",
             "pass the folder that holds your run directories, as in `drgn-ray ui runs`",
         )
+    if not 0 < port < 1 << 16:
+        raise ResourceError(f"--port {port}", "ports run from 1 to 65535", "pass another --port")
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise ResourceError(f"--port {port}", "something else listens there", f"pass --port {port + 1}")

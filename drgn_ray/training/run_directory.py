@@ -24,8 +24,13 @@ class RunDirectory:
         self.mlflow_file = self.path / "mlflow.json"
 
     def begin(self, config: RunConfig) -> None:
-        """Claim the directory for a run; one that is there already goes on if its settings agree."""
-        if self.config_file.exists():
+        """Claim the directory for a run; one that is there already goes on if its settings agree.
+
+        A run without any checkpoint has nothing to go on from, and is begun anew.
+        """
+        if self.config_file.exists() and not any(self.checkpoints.glob("*")):
+            self.mlflow_file.unlink(missing_ok=True)
+        elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)
             if changed:
                 listed = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())

@@ -38,8 +38,8 @@ def test_a_centre_is_a_particle_of_its_own_cluster() -> None:
     assert (clusters.labels[clusters.particles] == np.arange(4)).all()
 
 
-def test_fewer_particles_than_clusters_give_a_cluster_each() -> None:
-    assert len(cluster(np.eye(3), 20).particles) == 3
+def test_as_many_clusters_as_particles_give_each_its_own() -> None:
+    assert sorted(cluster(np.eye(3), 3).particles) == [0, 1, 2]
 
 
 def test_agreement_is_high_where_there_is_signal_and_chance_where_there_is_none() -> None:

@@ -70,3 +70,16 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_epoch(store_path: Path, tmp
     assert client.get_run(place["run_id"]).info.status == "FINISHED"
     logged = [point.value for point in client.get_metric_history(place["run_id"], "epoch_done")]
     assert sorted(set(logged)) == list(range(1, NUM_EPOCHS + 1))
+
+
+def test_ctrl_c_is_one_sentence_and_mlflow_knows(store_path: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "runs" / "stopped")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(train_command(store_path, run.path), stdout=log, stderr=log, env=environment)
+        wait_for(lambda: len(epochs_in(run)) >= 1, process, "one epoch")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command goes on where it was.\n")
+    place = json.loads(run.mlflow_file.read_text())
+    assert MlflowClient(place["tracking_uri"]).get_run(place["run_id"]).info.status == "KILLED"

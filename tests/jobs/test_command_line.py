@@ -89,3 +89,12 @@ def test_a_wrong_yaml_key_is_named(text: str, found: str, tmp_path: Path, capsys
     (tmp_path / "run.yaml").write_text(text)
     assert main(["train", "a.zarr", "-o", "run", "--config", str(tmp_path / "run.yaml")]) == 2
     assert f"run.yaml: {found}" in capsys.readouterr().err
+
+
+def test_a_refused_training_leaves_no_run_behind(
+    store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "a"
+    assert main(["train", str(store_path), "-o", str(run), "--workers", "3"]) == 2
+    assert "--batch-size 16: it cannot be shared equally by 3 workers; pass a multiple of 3." in capsys.readouterr().err
+    assert not run.exists()

@@ -117,3 +117,9 @@ def test_a_folder_with_something_else_in_it_is_refused(store_path: Path, tmp_pat
 def test_a_run_that_diverges_says_so(store_path: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the loss became (nan|inf) within .* with a smaller --lr"):
         run_to_the_end(settings(store_path, 3, lr=1e6), tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_may_be_begun_anew_with_other_settings(store_path: Path, tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "run").begin(settings(store_path, 1))
+    RunDirectory(tmp_path / "run").begin(settings(store_path, 1, lr=0.01))
+    assert RunDirectory(tmp_path / "run").config().training.lr == 0.01
