@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -100,6 +102,17 @@ def _agrees(info: StoreInfo, table: ParticleTable, options: Options, box_size: i
     )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread, whoever runs it, since FFTs round otherwise with two; shards are what runs in parallel."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _box_size(table: ParticleTable, options: Options) -> int:
     box_size = table.box_size if options.box_size is None else options.box_size
     if box_size % 2 or not 2 <= box_size <= table.box_size:
@@ -111,6 +124,7 @@ def _box_size(table: ParticleTable, options: Options) -> int:
     return box_size
 
 
+@_one_thread()
 def _plan(table: ParticleTable, options: Options, box_size: int) -> StoreInfo:
     """Measure the settings of the store on about 1,000 images: a function of the source alone."""
     rows = normalise.sample_rows(len(table))
@@ -176,6 +190,7 @@ def _read_originals(table: ParticleTable, rows: Int[np.ndarray, " n"]) -> Float[
     return images
 
 
+@_one_thread()
 def _write_shard(
     shard: int, *, part: ParticleTable, writer: StoreWriter, box_size: int, scale: float, dtype: str
 ) -> int:
