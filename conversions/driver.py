@@ -104,7 +104,7 @@ def _agrees(info: StoreInfo, table: ParticleTable, options: Options, box_size: i
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute with one thread, whoever runs it, since FFTs round otherwise with two; shards are what runs in parallel."""
+    """Compute with one thread whoever runs it, since FFTs round otherwise with two; shards run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
