@@ -157,7 +157,7 @@ def _describe_sources(table: ParticleTable) -> list[dict[str, object]]:
     for path in dict.fromkeys((os.path.abspath(table.source), *table.stacks)):
         status = os.stat(path)
         described.append({"path": path, "bytes": status.st_size, "modified": status.st_mtime})
-    if table.source not in table.stacks:
+    if os.path.abspath(table.source) not in table.stacks:  # a stack may be of terabytes
         with open(table.source, "rb") as file:
             described[0]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return described

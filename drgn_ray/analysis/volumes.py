@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
@@ -35,7 +34,6 @@ def decode_to_folder(
     z: Float[np.ndarray, "n Z"],
     info: StoreInfo,
     folder: Path,
-    on_volume: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Write ``vol_000.mrc``, ``vol_001.mrc``, ... and their latents in ``z_values.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,5 +43,4 @@ def decode_to_folder(
             path = folder / f"vol_{index:03d}.mrc"
             label = "drgn_ray z = " + " ".join(f"{value:.4g}" for value in latent)
             write_mrc(path, decode(model, latent, info), info.apix, label)
-            on_volume(path)
             progress.update(1)

@@ -41,10 +41,11 @@ def run_tasks(tasks: Sequence[Callable[[], T]], *, num_workers: int | None = Non
 
     with connected():
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)(_call)
-        limit = num_workers or int(ray.cluster_resources()["CPU"])
+        # Twice the CPUs keeps them busy while results are fetched; a number the user gave is kept.
+        limit = num_workers or 2 * int(ray.cluster_resources()["CPU"])
         waiting, running = list(reversed(tasks)), []
         while waiting or running:
-            while waiting and len(running) < 2 * limit:
+            while waiting and len(running) < limit:
                 running.append(remote.remote(waiting.pop()))
             finished, running = ray.wait(running)
             try:

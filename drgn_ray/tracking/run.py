@@ -88,11 +88,6 @@ class TrackedRun:
         self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     @_never_fatal
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag."""
-        self.client.set_tag(self.run_id, name, value)
-
-    @_never_fatal
     def end(self, status: str) -> None:
         """Mark the run FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)

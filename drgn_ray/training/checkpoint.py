@@ -101,6 +101,11 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is anything to go on from."""
+    return bool(_finished(folder))
+
+
 def _finished(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*"))
 

@@ -96,6 +96,7 @@ class Trainer:
         self.config, self.store, self.run, self.stream, self.worker = config, store, run, stream, worker
         self.reporter = reporter
         self.order = particle_order(config, store)
+        self.images_per_epoch = self.order.num_rows(self.order.train_chunks())
         self.model = build_model(config, store).to(worker.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay, fused=True
@@ -108,11 +109,6 @@ class Trainer:
         self.bf16, reason = uses_bf16(config.training.precision, worker.device)
         if worker.rank == 0:
             logger.info("device %s, precision %s (%s)", worker.device, "bf16" if self.bf16 else "fp32", reason)
-
-    @property
-    def images_per_epoch(self) -> int:
-        """Particles of the training split."""
-        return self.order.num_rows(self.order.train_chunks())
 
     @property
     def num_slices(self) -> int:

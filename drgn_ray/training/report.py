@@ -61,14 +61,17 @@ class LogReporter:
 
     def begin(self, position: Position) -> None:
         """Drop lines beyond the checkpoint, which will be trained again; its history is the truth on epochs."""
-        lines = self.run.metrics_file.read_text().splitlines() if self.run.metrics_file.exists() else []
+        text = self.run.metrics_file.read_text() if self.run.metrics_file.exists() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a line without its end is of a process that was killed
         kept = [
             line
-            for line in map(json.loads, filter(None, lines))
+            for line in map(json.loads, whole)
             if line["step"] <= position.images_seen and line["kind"] == "interval"
         ]
         merged = sorted([*kept, *position.history], key=lambda line: (line["step"], line["kind"] == "epoch"))
-        self.run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in merged))
+        rewritten = self.run.metrics_file.with_suffix(".partial")
+        rewritten.write_text("".join(json.dumps(line) + "\n" for line in merged))
+        rewritten.replace(self.run.metrics_file)
 
     def interval(self, step: int, metrics: Metrics) -> None:
         """Write a line of progress."""

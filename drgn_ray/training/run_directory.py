@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.training.checkpoint import has_checkpoint
 
 
 class RunDirectory:
@@ -28,7 +29,7 @@ class RunDirectory:
 
         A run without any checkpoint has nothing to go on from, and is begun anew.
         """
-        if self.config_file.exists() and not any(self.checkpoints.glob("*")):
+        if self.config_file.exists() and not has_checkpoint(self.checkpoints):
             self.mlflow_file.unlink(missing_ok=True)
         elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)

@@ -123,3 +123,19 @@ def test_a_run_without_a_checkpoint_may_be_begun_anew_with_other_settings(store_
     RunDirectory(tmp_path / "run").begin(settings(store_path, 1))
     RunDirectory(tmp_path / "run").begin(settings(store_path, 1, lr=0.01))
     assert RunDirectory(tmp_path / "run").config().training.lr == 0.01
+
+
+def test_a_line_cut_short_by_a_kill_does_not_stop_the_next_call(store_path: Path, tmp_path: Path) -> None:
+    run = run_to_the_end(settings(store_path, 1), tmp_path / "run")
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "interval", "st')
+    run_to_the_end(settings(store_path, 2), tmp_path / "run")
+    assert [line["epoch"] for line in lines(run, "epoch")] == [1, 2]
+
+
+def test_a_kill_during_the_first_checkpoint_lets_the_run_begin_anew(store_path: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin(settings(store_path, 1))
+    (run.checkpoints / ".slice_000001.partial").mkdir()
+    run.begin(settings(store_path, 1, lr=0.01))
+    assert run.config().training.lr == 0.01
