@@ -33,6 +33,12 @@ def read_particles(
                 "an MRC stack has no poses or CTF of its own",
                 "pass --poses pose.pkl, and --ctf ctf.pkl or --no-ctf",
             )
+        if datadir is not None or (ctf is not None and apix is not None):
+            raise ConfigError(
+                "--datadir, --apix",
+                f"neither is of use: {path} is the stack, and ctf.pkl has its Å/px",
+                "leave them out",
+            )
         table = read_mrcs_with_pickles(path, poses=poses, ctf=ctf, apix=apix)
     else:
         raise ParticleFileError(path, "its name ends in none of .star, .mrcs, .mrc", "pass a STAR file or an MRC stack")

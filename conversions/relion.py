@@ -70,7 +70,7 @@ def read_star(path: str, *, datadir: str | None, apix: float | None, has_ctf: bo
     datadir
         Where image paths start; None: the STAR file's folder or one above it (RELION's project folder).
     apix
-        Å/px where the file does not say.
+        Å/px, where the file does not say or is wrong; it goes before the file's.
     has_ctf
         False where the images carry no CTF; its columns are then not needed.
     """

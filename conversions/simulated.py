@@ -83,8 +83,8 @@ def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 
             "rlnImageDimensionality": [2],
         }
     )
-    starfile.write({"optics": optics, "particles": table}, folder / STAR_NAME, overwrite=True)
     pd.DataFrame({"arm_angle": truth.arm_angle, "has_cap": truth.has_cap}).to_csv(folder / TRUTH_NAME, index=False)
+    starfile.write({"optics": optics, "particles": table}, folder / STAR_NAME, overwrite=True)
     return folder / STAR_NAME
 
 

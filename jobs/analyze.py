@@ -51,7 +51,6 @@ def _analyze(arguments: Arguments) -> None:
     with job_frame(arguments.run) as frame:
         tracked = open_tracked(run, config, frame)
         analysis = analyze_run(run, tracked, ksample=arguments.ksample, num_pcs=arguments.pc)
-        tracked.end("FINISHED")
         frame.result(f"picture {analysis.folder / 'z_pca.png'}", f"volumes {analysis.kmeans_folder}")
 
 

@@ -40,17 +40,21 @@ def _demo(arguments: Arguments) -> None:
     from conversions.inputs import read_particles
     from conversions.simulated import STAR_NAME, read_truth, write_simulated_particles
     from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
-    from drgn_ray.particles.store import ParticleStore
+    from drgn_ray.errors import ConfigError
+    from drgn_ray.particles.store import ParticleStore, StoreWriter
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import analyze_run, open_tracked, train_run
+    from jobs.pipeline import analyze_run, tracked_run, train_run
 
     folder = Path(arguments.outdir).absolute()
     store_path = folder / "particles.zarr"
     with job_frame(arguments.outdir) as frame:
         if not (folder / STAR_NAME).exists():
             write_simulated_particles(folder, arguments.num_particles)
-        if not store_path.exists():
+        found = len(read_truth(folder).arm_angle)
+        if found != arguments.num_particles:
+            raise ConfigError(f"--num-particles {arguments.num_particles}", f"{folder} has {found}", "pass another -o")
+        if not store_path.exists() or StoreWriter(str(store_path)).unfinished_info() is not None:
             command = f"drgn-ray convert {folder / STAR_NAME} -o {store_path} -D 32"
             table = read_particles(str(folder / STAR_NAME))
             convert(table, Options(str(store_path), 32, "float16", None, False, None, command))
@@ -64,11 +68,10 @@ def _demo(arguments: Arguments) -> None:
         )
         run = RunDirectory(folder / "runs" / "first")
         run.begin(config)
-        tracked = open_tracked(run, config, frame)
-        train_run(run, config, tracked)
-        analysis = analyze_run(run, tracked)
+        with tracked_run(run, config, frame) as tracked:
+            train_run(run, config)
+            analysis = analyze_run(run, tracked)
         frame.result(*_compare(run, read_truth(folder), store, analysis))
-        tracked.end("FINISHED")
         frame.result(
             f"volumes {analysis.kmeans_folder}  (in ChimeraX: open vol_*.mrc)",
             f"latents {run.latents_file}",

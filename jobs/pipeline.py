@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -20,8 +22,21 @@ from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
 
 
+@contextmanager
+def tracked_run(run: RunDirectory, config: RunConfig, frame: Frame) -> Iterator[TrackedRun]:
+    """Be tracked in MLflow, which learns how it ended."""
+    tracked = open_tracked(run, config, frame)
+    tracked.begin()
+    try:
+        yield tracked
+    except BaseException as error:
+        tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracked.end("FINISHED")
+
+
 def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedRun:
-    """Open the run's place in MLflow and print its link."""
+    """Open the run's place in MLflow and print its link; its status stays as it is."""
     job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
     frame.link(tracked.link)
@@ -30,13 +45,9 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
     return tracked
 
 
-def train_run(run: RunDirectory, config: RunConfig, tracked: TrackedRun) -> None:
-    """Train, and let MLflow know how it ended."""
-    try:
-        train(config, run, partial(make_reporter, run, config.training.num_epochs))
-    except BaseException as error:
-        tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+def train_run(run: RunDirectory, config: RunConfig) -> None:
+    """Train what is left of a run."""
+    train(config, run, partial(make_reporter, run, config.training.num_epochs))
 
 
 def analyze_run(

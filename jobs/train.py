@@ -57,18 +57,17 @@ def _train(arguments: Arguments) -> None:
     from drgn_ray.distributed.trainer import check  # heavy imports come after the mistakes found without them
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import analyze_run, open_tracked, train_run
+    from jobs.pipeline import analyze_run, tracked_run, train_run
 
     check(config, store)
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)
-        tracked = open_tracked(run, config, frame)
-        train_run(run, config, tracked)
-        if not arguments.no_analysis:
-            analysis = analyze_run(run, tracked)
-            frame.result(f"volumes {analysis.kmeans_folder}")
-        tracked.end("FINISHED")
+        with tracked_run(run, config, frame) as tracked:
+            train_run(run, config)
+            if not arguments.no_analysis:
+                analysis = analyze_run(run, tracked)
+                frame.result(f"volumes {analysis.kmeans_folder}")
 
 
 if __name__ == "__main__":

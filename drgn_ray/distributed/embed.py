@@ -24,9 +24,8 @@ def embed(run: RunDirectory, store: ParticleStore, num_workers: int | None = Non
     num_workers
         See `run_tasks`.
     """
-    num_chunks = -(-len(store) // store.chunk_size)
     num_tasks = max(1, round(len(store) / PARTICLES_A_TASK))
-    bounds = np.linspace(0, num_chunks, num_tasks + 1).astype(int).tolist()
+    bounds = np.linspace(0, store.num_chunks, num_tasks + 1).astype(int).tolist()
     tasks = [
         partial(embed_chunks, str(run.path), store.path, first, last)
         for first, last in zip(bounds[:-1], bounds[1:], strict=True)

@@ -7,6 +7,7 @@ count is private to Ray, so every row also carries its slice, and the worker che
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import numpy as np
 import ray
@@ -67,9 +68,15 @@ class SliceSource(Datasource):
         return tasks
 
 
+@lru_cache(maxsize=4)
+def _opened(store_path: str) -> ParticleStore:
+    """Open a store once a process: its files are listed and its columns read at the first task only."""
+    return ParticleStore(store_path)
+
+
 def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: int):
     def read() -> Iterator[ArrowBlock]:
-        rows = read_block(ParticleStore(store_path), order, block)
+        rows = read_block(_opened(store_path), order, block)
         rows[SLICE_COLUMN] = np.full(len(rows["images"]), slice_index)
         yield BlockAccessor.batch_to_arrow_block(rows)
 

@@ -38,11 +38,9 @@ def stream_slice(
     return rebatch(_read_ahead(store, order, blocks), batch_size)
 
 
-def stream_rows(
-    store: ParticleStore, order: ParticleOrder, chunks: Iterable[int], batch_size: int
-) -> Iterator[dict[str, Tensor]]:
+def stream_rows(store: ParticleStore, chunks: Iterable[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Batches of given chunks in the order of the store."""
-    return rebatch((store.read(order.rows_of(chunk)) for chunk in chunks), batch_size)
+    return rebatch((store.read(store.chunk_rows(chunk)) for chunk in chunks), batch_size)
 
 
 def rebatch(parts: Iterable[Rows], batch_size: int) -> Iterator[dict[str, Tensor]]:

@@ -245,6 +245,15 @@ class ParticleStore:
         """Images a chunk, the unit of reading."""
         return self.images.chunks[0]
 
+    @property
+    def num_chunks(self) -> int:
+        """Chunks, the last of which may be short."""
+        return -(-len(self) // self.chunk_size)
+
+    def chunk_rows(self, chunk: int) -> slice:
+        """Rows of a chunk."""
+        return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self)))
+
     def read_images(self, rows: slice) -> Float[np.ndarray, "n D D"]:
         """Images of consecutive rows, as stored."""
         try:

@@ -24,7 +24,7 @@ class MlflowReporter:
         """Log epochs that were finished but not logged when the run was interrupted."""
         last = self.tracked.last_step(_EPOCH_METRIC)
         for line in position.history:
-            if line["step"] > last:
+            if last is not None and line["step"] > last:
                 self._epoch_metrics(line["step"], {k: v for k, v in line.items() if k not in ("kind", "step")})
 
     def interval(self, step: int, metrics: Metrics) -> None:

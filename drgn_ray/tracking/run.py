@@ -15,9 +15,11 @@ from jaxtyping import UInt8
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
+from drgn_ray.errors import ResourceError
 from drgn_ray.tracking.location import run_link, tracking_uri
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -64,12 +66,12 @@ class TrackedRun:
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in values.items()])
 
-    def last_step(self, metric: str) -> int:
-        """Find the largest step at which a metric was logged; -1 if never."""
+    def last_step(self, metric: str) -> int | None:
+        """Find the largest step at which a metric was logged; -1 if never, None if MLflow does not answer."""
         try:
             return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
         except MlflowException:
-            return -1
+            return None
 
     @_never_fatal
     def image(self, name: str, grey: UInt8[np.ndarray, "h w"], step: int) -> None:
@@ -88,29 +90,58 @@ class TrackedRun:
         self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     @_never_fatal
+    def begin(self) -> None:
+        """Mark the run RUNNING."""
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    @_never_fatal
     def end(self, status: str) -> None:
         """Mark the run FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)
 
 
 def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | None = None) -> TrackedRun:
-    """Create the MLflow run of a run directory, or go on with the one it has.
+    """Create the MLflow run of a run directory, or find the one it has.
 
     The experiment is named after the store, the run after the run directory.
+
+    Raises
+    ------
+    ResourceError
+        The tracking server does not answer.
     """
-    if run.mlflow_file.exists():
-        tracked = TrackedRun(run)
-        try:
-            tracked.client.update_run(tracked.run_id, status="RUNNING")
-            return tracked
-        except MlflowException:
-            logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
     uri = tracking_uri(run.path.parent)
+    try:
+        if run.mlflow_file.exists():
+            tracked = TrackedRun(run)
+            uri = tracked.uri
+            if _is_there(tracked):
+                return tracked
+            logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
+            uri = tracking_uri(run.path.parent)
+        return _create_run(run, config, uri, tags or {})
+    except MlflowException as error:
+        raise ResourceError(
+            uri,
+            f"MLflow does not answer ({' '.join(str(error).split())[:120]})",
+            "start its server, or unset MLFLOW_TRACKING_URI to track in a file beside the runs",
+        ) from error
+
+
+def _is_there(tracked: TrackedRun) -> bool:
+    try:
+        tracked.client.get_run(tracked.run_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return False
+    return True
+
+
+def _create_run(run: RunDirectory, config: RunConfig, uri: str, tags: Mapping[str, str]) -> TrackedRun:
     client = MlflowClient(uri)
     experiment_id = _experiment(client, Path(config.particles).name.removesuffix(".zarr"), uri, run.path.parent)
-    created = client.create_run(
-        experiment_id, run_name=run.path.name, tags={"drgn_ray.version": __version__, **(tags or {})}
-    )
+    created = client.create_run(experiment_id, run_name=run.path.name, tags={"drgn_ray.version": __version__, **tags})
     params = [Param(name, str(value)) for name, value in config.flat().items()]
     client.log_batch(created.info.run_id, params=params, tags=[RunTag("drgn_ray.run_directory", str(run.path))])
     place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}

@@ -82,6 +82,12 @@ def trained_epochs(run: RunDirectory, config: RunConfig, store: ParticleStore) -
 def check_fits(trained_on: ParticleStore, other: ParticleStore) -> None:
     """Refuse to embed particles that the network was not made for."""
     mine, its = trained_on.info, other.info
+    if mine.has_ctf != its.has_ctf:
+        raise RunError(
+            other.path,
+            f"its images are {'with' if its.has_ctf else 'without'} CTF, unlike those of the network",
+            "convert them as those it was trained on",
+        )
     if mine.box_size != its.box_size or not np.isclose(mine.apix, its.apix, rtol=0.01):
         raise RunError(
             other.path,
@@ -97,9 +103,8 @@ def embed_chunks(run_path: str, store_path: str, first_chunk: int, last_chunk: i
     run, store = RunDirectory(run_path), ParticleStore(store_path)
     config = run.config()
     model = trained_model(run, config, store, device)
-    order = particle_order(config, store)
     parts = []
-    for batch in stream_rows(store, order, range(first_chunk, last_chunk), BATCH_SIZE):
+    for batch in stream_rows(store, range(first_chunk, last_chunk), BATCH_SIZE):
         z_mu, z_logvar = model.encode({name: values.to(device) for name, values in batch.items()})
         parts.append((z_mu.cpu().numpy(), z_logvar.cpu().numpy(), batch["source_row"].numpy()))
     return Latents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -146,6 +146,12 @@ class Trainer:
                 f"the loss became {averages['loss']} within {self.position.images_seen:,} images",
                 "start a new run with a smaller --lr, or with --precision fp32",
             )
+        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
+            raise Diverged(
+                str(self.run.path),
+                f"the weights are no numbers any more after {self.position.images_seen:,} images",
+                "start a new run with a smaller --lr, or with --precision fp32",
+            )
         metrics = {f"train_epoch/{name}": value for name, value in averages.items()}
         if part + 1 < self.order.slices_per_epoch:
             self._checkpoint()
@@ -200,7 +206,7 @@ class Trainer:
 
     def _held_out(self) -> Iterator[Mapping[str, Tensor]]:
         chunks = self.order.val_chunks()[self.worker.rank :: self.worker.world_size]
-        return stream_rows(self.store, self.order, chunks, self.store.chunk_size)
+        return stream_rows(self.store, chunks, self.store.chunk_size)
 
     def _checkpoint(self) -> None:
         if self.worker.rank == 0:

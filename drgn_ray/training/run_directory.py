@@ -16,6 +16,8 @@ class RunDirectory:
     """Paths of a run."""
 
     def __init__(self, path: str | Path) -> None:
+        if "://" in str(path):
+            raise RunError(str(path), "a run directory is a folder that all machines see, not a URL", "pass a path")
         self.path = Path(path).absolute()
         self.config_file = self.path / "config.yaml"
         self.log_file = self.path / "run.log"

@@ -98,3 +98,18 @@ def test_a_refused_training_leaves_no_run_behind(
     assert main(["train", str(store_path), "-o", str(run), "--workers", "3"]) == 2
     assert "--batch-size 16: it cannot be shared equally by 3 workers; pass a multiple of 3." in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_a_tracking_server_that_is_not_there_is_one_sentence(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port, where nothing listens
+    assert main(["train", str(store_path), "-o", str(tmp_path / "runs" / "a"), "--workers", "0"]) == 2
+    error = capsys.readouterr().err
+    assert "drgn-ray: http://127.0.0.1:9: MLflow does not answer (" in error
+    assert error.endswith("; start its server, or unset MLFLOW_TRACKING_URI to track in a file beside the runs.\n")
+
+
+def test_a_run_directory_that_is_a_url_is_refused(store_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(store_path), "-o", "s3://bucket/runs/a"]) == 2
+    assert "s3://bucket/runs/a: a run directory is a folder that all machines see" in capsys.readouterr().err

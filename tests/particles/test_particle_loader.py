@@ -104,7 +104,7 @@ def test_rows_are_not_streamed_in_the_order_of_the_store(numbered: ParticleStore
 
 
 def test_held_out_chunks_stream_in_the_order_of_the_store(numbered: ParticleStore, order: ParticleOrder) -> None:
-    batches = list(stream_rows(numbered, order, order.val_chunks(), 50))
+    batches = list(stream_rows(numbered, order.val_chunks(), 50))
     seen = [row // 2 for batch in batches for row in batch["source_row"].tolist()]
     assert seen == rows_of(order, order.val_chunks())
 
