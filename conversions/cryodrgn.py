@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
-import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from conversions import mrcs
-from conversions.relion import NO_CTF
-from conversions.table import ParticleTable, check_stacks, check_values
-from drgn_ray import units
+from conversions import files
 from drgn_ray.errors import ParticleFileError
 
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -35,46 +30,18 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 def read_pickle(path: str) -> Any:
     """Read the first object of a pickle of numpy arrays."""
-    if not os.path.isfile(path):
-        raise ParticleFileError(path, "there is no such file", "check the path")
+    return read_pickles(path, 1)[0]
+
+
+def read_pickles(path: str, count: int) -> list[Any]:
+    """Read the first `count` of the pickles of numpy arrays that follow one another in a file."""
+    content = io.BytesIO(files.read(path, "pickle"))
     try:
-        with open(path, "rb") as file:
-            return _NumpyUnpickler(file).load()
+        return [_NumpyUnpickler(content).load() for _ in range(count)]
     except Exception as error:
         raise ParticleFileError(
             path, f"this is not a pickle of numpy arrays ({error})", "pass a file written by cryodrgn"
         ) from error
-
-
-def read_mrcs_with_pickles(stack: str, *, poses: str, ctf: str | None, apix: float | None) -> ParticleTable:
-    """Read an MRC stack with cryoDRGN's ``pose.pkl`` and ``ctf.pkl`` (None: the images carry no CTF)."""
-    header = mrcs.read_header(stack)
-    count = header.num_images
-    rotation, fraction = _read_poses(poses, count)
-    if ctf is not None:
-        parameters = _read_ctf(ctf, count)
-        # Columns: D, Å/px, defocus U and V, angle, kV, Cs, amplitude contrast, phase shift; D is that of the original.
-        pixel = parameters[:, 1] * parameters[:, 0] / header.box_size
-        names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
-        columns = dict(zip(names, parameters[:, 2:].T, strict=True))
-    elif apix is None:
-        raise ParticleFileError(stack, "no pixel size without a ctf.pkl", "pass --apix with the Å/px of the images")
-    else:
-        pixel = np.full(count, apix)
-        columns = {name: make(count) for name, make in NO_CTF.items()} | {"phase_shift": np.zeros(count)}
-    columns |= {
-        "rotation": rotation,
-        "translation": units.shift_fraction_to_angstrom(fraction, header.box_size, pixel),
-        "apix": pixel,
-        "half_set": np.zeros(count),
-        "optics_group": np.ones(count),
-        "source_row": np.arange(count),
-    }
-    check_values(stack, columns)
-    rows = np.arange(count)
-    table = pd.DataFrame({"image": rows, "stack": os.path.abspath(stack)})
-    where = (os.path.abspath(stack),), np.zeros(count, np.int64), rows
-    return ParticleTable(stack, *where, columns, {"table": table}, check_stacks(stack, *where), ctf is not None)
 
 
 def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
@@ -83,13 +50,12 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
         chosen = _rows(path, read_pickle(path))
     else:
         try:
-            with warnings.catch_warnings(action="ignore"):  # numpy's of an empty file, which is refused below
-                chosen = (
-                    np.load(path, allow_pickle=False)
-                    if path.endswith(".npy")
-                    else np.loadtxt(path, dtype=np.int64, ndmin=1)
-                )
-        except (OSError, ValueError, EOFError) as error:
+            content = files.read(path, "selection")
+            if path.endswith(".npy"):
+                chosen = np.load(io.BytesIO(content), allow_pickle=False)
+            else:
+                chosen = np.array(content.decode().replace(",", " ").split(), np.int64)
+        except (ValueError, EOFError, OverflowError) as error:
             raise ParticleFileError(
                 path, f"cannot be read as row numbers ({error})", "pass a .pkl, .npy or text file"
             ) from error
@@ -117,16 +83,25 @@ def _rows(path: str, values: Any) -> np.ndarray:
         raise ParticleFileError(path, f"holds no list of row numbers ({error})", "pass a list of integers") from error
 
 
-def _read_poses(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+class PosePickle(NamedTuple):
+    """What a ``pose.pkl`` holds; shifts are fractions of the box."""
+
+    rotation: Float[np.ndarray, "N 3 3"]
+    fraction: Float[np.ndarray, "N 2"]
+
+
+def read_poses(path: str, count: int) -> PosePickle:
+    """Rotation matrices and shifts (fractions of the box) of a ``pose.pkl``."""
     poses = read_pickle(path)
     parts = poses if isinstance(poses, tuple) and poses else (poses,)
-    rotation = _numbers(path, parts[0])
-    fraction = _numbers(path, parts[1]) if len(parts) > 1 else np.zeros((count, 2))
+    rotation = as_numbers(path, parts[0])
+    fraction = as_numbers(path, parts[1]) if len(parts) > 1 else np.zeros((count, 2))
     if rotation.shape != (count, 3, 3) or fraction.shape != (count, 2):
         raise ParticleFileError(
             path,
-            f"holds poses of shape {rotation.shape} and shifts of shape {fraction.shape} for {count} images",
-            "pass the pose.pkl of this stack",
+            f"holds {' and '.join(str(np.shape(part)) for part in parts)} numbers, not poses (rotation matrices"
+            f" and shifts) for {count} images",
+            "pass the pose.pkl of these particles",
         )
     bad = np.flatnonzero(np.abs(fraction).max(axis=1) > 1)
     if len(bad):
@@ -137,20 +112,40 @@ def _read_poses(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
             "divide them by the box size",
             row=row,
         )
-    return rotation, fraction
+    return PosePickle(rotation, fraction)
 
 
-def _read_ctf(path: str, count: int) -> np.ndarray:
-    parameters = _numbers(path, read_pickle(path))
+class CtfPickle(NamedTuple):
+    """What a ``ctf.pkl`` holds.
+
+    Attributes
+    ----------
+    extent
+        Box size times pixel size, Å: of the original images as well as of smaller ones made of them.
+    columns
+        The columns `conversions.table.CTF_OF_SOURCE`.
+    """
+
+    extent: Float[np.ndarray, " N"]
+    columns: dict[str, Float[np.ndarray, " N"]]
+
+
+def read_ctf(path: str, count: int) -> CtfPickle:
+    """Read a ``ctf.pkl``: columns D, Å/px, defocus U and V, angle, kV, Cs, amplitude contrast, phase shift."""
+    parameters = as_numbers(path, read_pickle(path))
     if parameters.shape != (count, 9):
         raise ParticleFileError(
-            path, f"holds an array of shape {parameters.shape}, not ({count}, 9)", "pass the ctf.pkl of this stack"
+            path, f"holds an array of shape {parameters.shape}, not ({count}, 9)", "pass the ctf.pkl of these particles"
         )
-    return parameters
+    names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
+    return CtfPickle(parameters[:, 0] * parameters[:, 1], dict(zip(names, parameters[:, 2:].T, strict=True)))
 
 
-def _numbers(path: str, values: Any) -> np.ndarray:
+def as_numbers(path: str, values: Any) -> np.ndarray:
+    """Make a float64 array of what a file held."""
     try:
         return np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ParticleFileError(path, f"holds no array of numbers ({error})", "pass the file of this stack") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ParticleFileError(
+            path, f"holds no array of numbers ({error})", "pass the file of these particles"
+        ) from error

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
-from conversions import mrcs
-from conversions.table import ParticleTable
-from drgn_ray.distributed.tasks import run_tasks
-from drgn_ray.errors import ConfigError, ParticleFileError, StoreError
+from conversions import files, mrcs
+from conversions.table import SAME_APIX, ParticleTable, Sampling
+from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
+from drgn_ray.errors import ParticleFileError, StoreError
 from drgn_ray.particles import normalise
 from drgn_ray.particles.store import ParticleStore, StoreInfo, StoreWriter
-from drgn_ray.physics.fourier import fourier_crop
+from drgn_ray.physics.fourier import fourier_crop, fourier_resample
 from drgn_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
-READ_AT_ONCE = 64
+WORTH_STARTING_RAY = 8  # shards; starting it takes as long as writing a few
+READ_BYTES = 1 << 25  # of float32 originals in memory at a time
 
 
 class Options(NamedTuple):
@@ -49,24 +50,25 @@ class Options(NamedTuple):
 
 def convert(table: ParticleTable, options: Options) -> ParticleStore:
     """Write the store, or go on with one that was interrupted; return it opened."""
-    box_size = _box_size(table, options)
+    table = table.in_order_of_files()
+    target = table.sampling_at(options.box_size)
     writer = StoreWriter(options.output)
     info = None if options.overwrite else writer.unfinished_info()
     if info is None:
         _check_output(writer, options)
-        info = _plan(table, options, box_size)
-        _create(writer, info, table)
-    elif not _agrees(info, table, options, box_size):
+        info = _plan(table, options, target)
+        _create(writer, info, table, target)
+    elif not _agrees(info, table, options, target):
         raise StoreError(
             options.output,
             f"an unfinished conversion with other settings or sources is here (`{info.command}`)",
             "finish that one with the same command, or pass --overwrite",
         )
     elif not writer.is_prepared:
-        _create(writer, info, table)
+        _create(writer, info, table, target)
     use = "inverted (times -1)" if info.data_sign < 0 else "as they are"
     logger.info("%s: %s; images are used %s", options.output, info.contrast, use)
-    _write_shards(table, writer, info, options.num_workers)
+    _write_shards(table, writer, info, target, options.num_workers)
     writer.finish()
     return ParticleStore(options.output)
 
@@ -83,20 +85,26 @@ def _check_output(writer: StoreWriter, options: Options) -> None:
         )
 
 
-def _create(writer: StoreWriter, info: StoreInfo, table: ParticleTable) -> None:
-    columns = dict(table.columns)
-    columns["apix"] = table.columns["apix"] * (table.box_size / info.box_size)
+def _create(writer: StoreWriter, info: StoreInfo, table: ParticleTable, target: Sampling) -> None:
     try:
-        writer.create(info, columns, table.tables)
+        originals = {"source_box_size": table.box_sizes, "source_apix": table.columns["apix"]}
+        writer.create(info, {**table.columns, **originals, "apix": _stored_apix(table, target)}, table.tables)
     except OSError as error:
         raise StoreError(writer.path, f"no store can be made here ({error})", "pass another -o") from error
 
 
-def _agrees(info: StoreInfo, table: ParticleTable, options: Options, box_size: int) -> bool:
+def _stored_apix(table: ParticleTable, target: Sampling) -> Float[np.ndarray, " N"]:
+    """Å/px of the stored images: each its own where all have one sampling but for rounding."""
+    if len(table.samplings) == 1:
+        return table.columns["apix"] * (table.samplings[0].box_size / target.box_size)
+    return np.full(len(table), target.apix)
+
+
+def _agrees(info: StoreInfo, table: ParticleTable, options: Options, target: Sampling) -> bool:
     """Whether an unfinished store was begun from these particles with these options."""
     return (
         (info.table_sha256, info.box_size, info.dtype, info.has_ctf)
-        == (table.checksum(), box_size, options.dtype, table.has_ctf)
+        == (table.checksum(), target.box_size, options.dtype, table.has_ctf)
         and info.sources == _describe_sources(table)
         and options.data_sign in (None, info.data_sign)
     )
@@ -113,36 +121,28 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _box_size(table: ParticleTable, options: Options) -> int:
-    box_size = table.box_size if options.box_size is None else options.box_size
-    if box_size % 2 or not 2 <= box_size <= table.box_size:
-        raise ConfigError(
-            f"-D {box_size}",
-            f"the images of {table.source} are {table.box_size} px",
-            f"pass an even number up to {table.box_size}",
-        )
-    return box_size
-
-
 @_one_thread()
-def _plan(table: ParticleTable, options: Options, box_size: int) -> StoreInfo:
+def _plan(table: ParticleTable, options: Options, target: Sampling) -> StoreInfo:
     """Measure the settings of the store on about 1,000 images: a function of the source alone."""
     rows = normalise.sample_rows(len(table))
-    sample = torch.from_numpy(read_cropped(table, rows, box_size))
-    scale = normalise.power_of_two_scale(sample)
+    apix = _stored_apix(table, target)
+    measured = normalise.measure(_batches(table.images_of(rows), target, table.samplings[0]), len(rows))
+    scale = normalise.power_of_two_scale(measured.pixel_std)
     if options.data_sign is None:
         values = {name: torch.from_numpy(column[rows]).float() for name, column in table.columns.items()}
-        values["apix"] = values["apix"] * (table.box_size / box_size)
-        contrast = normalise.decide_contrast(sample, values, box_size=box_size, has_ctf=table.has_ctf)
+        values["apix"] = torch.from_numpy(apix[rows]).float() * target.box_size / measured.small.shape[-1]
+        contrast = normalise.decide_contrast(
+            measured.small, values, has_ctf=table.has_ctf, protein_is_white=table.protein_is_white
+        )
     else:
         contrast = normalise.Contrast(options.data_sign, "said by the user")
     return StoreInfo(
         num_particles=len(table),
-        box_size=box_size,
-        apix=float(np.median(table.columns["apix"])) * table.box_size / box_size,
+        box_size=target.box_size,
+        apix=float(np.median(apix)),
         dtype=options.dtype,
         scale=scale,
-        hartley_std=normalise.hartley_std(sample) / scale,
+        hartley_std=measured.hartley_std / scale,
         data_sign=contrast.data_sign,
         contrast=contrast.evidence,
         has_ctf=table.has_ctf,
@@ -152,81 +152,117 @@ def _plan(table: ParticleTable, options: Options, box_size: int) -> StoreInfo:
     )
 
 
-def _describe_sources(table: ParticleTable) -> list[dict[str, object]]:
-    described = []
-    for path in dict.fromkeys((os.path.abspath(table.source), *table.stacks)):
-        status = os.stat(path)
-        described.append({"path": path, "bytes": status.st_size, "modified": status.st_mtime})
-    if os.path.abspath(table.source) not in table.stacks:  # a stack may be of terabytes
-        with open(table.source, "rb") as file:
-            described[0]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return described
+def _describe_sources(table: ParticleTable) -> list[dict[str, Any]]:
+    """Files the store is made of; the stacks, which may be of terabytes, without a checksum."""
+    tables = [files.describe(files.absolute(path), checksum=True) for path in table.files]
+    return tables + files.at_the_same_time(files.describe, [stack.path for stack in table.stacks])
 
 
-def read_cropped(table: ParticleTable, rows: Int[np.ndarray, " n"], box_size: int) -> Float[np.ndarray, "n d d"]:
-    """Images of these rows, Fourier-cropped, in the source's units; memory for a few dozen originals at a time."""
-    cropped = np.empty((len(rows), box_size, box_size), np.float32)
-    for start in range(0, len(rows), READ_AT_ONCE):
-        part = rows[start : start + READ_AT_ONCE]
-        images = _read_originals(table, part)
-        cropped[start : start + len(part)] = fourier_crop(torch.from_numpy(images), box_size).numpy()
+def read_cropped(table: ParticleTable, target: Sampling, reference: Sampling) -> Float[np.ndarray, "n d d"]:
+    """Images of a table at the sampling of the store, in the source's units; all in memory.
+
+    Parameters
+    ----------
+    reference
+        The sampling whose grey values are kept; images of another are scaled so that white noise of unit variance has
+        the same spectrum.
+    """
+    cropped = np.empty((len(table), target.box_size, target.box_size), np.float32)
+    for rows, images in _batches(table, target, reference):
+        cropped[rows] = images.numpy()
     return cropped
 
 
+def _batches(
+    table: ParticleTable, target: Sampling, reference: Sampling
+) -> Iterator[tuple[Int[np.ndarray, " n"], Float[Tensor, "n d d"]]]:
+    """Rows of a table and their images at the target sampling, a few at a time, in the order of the files."""
+    order = np.lexsort((table.index_of, table.stack_of, table.sampling_of))
+    for number, sampling in enumerate(table.samplings):
+        mine = order[table.sampling_of[order] == number]
+        step = max(1, READ_BYTES // (4 * sampling.box_size**2))
+        for start in range(0, len(mine), step):
+            rows = mine[start : start + step]
+            images = torch.from_numpy(_read_originals(table, rows))
+            if len(table.samplings) == 1 or math.isclose(sampling.extent, target.extent, rel_tol=SAME_APIX):
+                images = fourier_crop(images, target.box_size)
+            else:
+                images = fourier_resample(images, sampling.apix, target.box_size, target.apix)
+                images *= target.apix**2 / sampling.apix**2
+            yield rows, images if sampling == reference else images * (sampling.apix / reference.apix)
+
+
 def _read_originals(table: ParticleTable, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D D"]:
-    images = np.empty((len(rows), table.box_size, table.box_size), np.float32)
-    for stack in np.unique(table.stack_of[rows]):
-        mine = np.flatnonzero(table.stack_of[rows] == stack)
-        images[mine] = mrcs.read_images(table.stacks[stack], table.index_of[rows[mine]])
+    images = mrcs.read_images(table.stacks, table.stack_of[rows], table.index_of[rows])
     bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
     if len(bad):
         row = rows[bad[0]]
+        stack = table.stacks[table.stack_of[row]].path
         raise ParticleFileError(
             table.source,
-            f"image {table.index_of[row] + 1} of {table.stacks[table.stack_of[row]]} has pixels that are not numbers",
+            f"image {table.index_of[row] + 1} of {stack} has pixels that are not numbers",
             "remove that particle",
             row=int(table.columns["source_row"][row]),
         )
     return images
 
 
-@_one_thread()
-def _write_shard(
-    shard: int, *, part: ParticleTable, writer: StoreWriter, box_size: int, scale: float, dtype: str
-) -> int:
-    images = read_cropped(part, np.arange(len(part)), box_size) / scale
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        stored = images.astype(dtype)
-    if not np.isfinite(stored).all():
-        raise ParticleFileError(part.source, f"pixels do not fit {dtype} (shard {shard})", "pass --dtype float32")
-    writer.write_shard(shard, stored)
-    return len(part)
+class ShardTask(NamedTuple):
+    """One shard of the store: the images that go into it, and how; called in a process of its own."""
+
+    shard: int
+    part: ParticleTable
+    target: Sampling
+    reference: Sampling
+    output: str
+    info: StoreInfo
+
+    @_one_thread()
+    def __call__(self) -> int:
+        """Write the shard; return its number of images."""
+        side = self.info.box_size
+        stored = torch.empty((len(self.part), side, side), dtype=getattr(torch, self.info.dtype))
+        for rows, images in _batches(self.part, self.target, self.reference):
+            pixels = (images / self.info.scale).to(stored.dtype)
+            stored[torch.from_numpy(rows)] = pixels
+            if not np.isfinite(pixels.numpy()).all():  # torch's own is ten times slower
+                raise ParticleFileError(
+                    self.part.source,
+                    f"pixels do not fit {self.info.dtype} (shard {self.shard})",
+                    "pass --dtype float32",
+                )
+        try:
+            StoreWriter(self.output).write_shard(self.shard, stored.numpy())
+        except OSError as error:
+            raise StoreError(
+                self.output,
+                f"shard {self.shard} cannot be written ({error.strerror or error})",
+                "mend that and give the same command again: it goes on where it was",
+            ) from error
+        return len(self.part)
 
 
-def _write_shards(table: ParticleTable, writer: StoreWriter, info: StoreInfo, num_workers: int | None) -> None:
+def _write_shards(
+    table: ParticleTable, writer: StoreWriter, info: StoreInfo, target: Sampling, num_workers: int | None
+) -> None:
     pending = writer.pending_shards()
     done = len(table) - sum(len(writer.shard_rows(shard)) for shard in pending)
     if done:
         logger.info("%s: going on after %s of %s images", writer.path, f"{done:,}", f"{len(table):,}")
-    settings = {"writer": StoreWriter(writer.path), "box_size": info.box_size, "scale": info.scale, "dtype": info.dtype}
-    tasks = [
-        partial(_write_shard, shard, part=_light(table.select(np.array(writer.shard_rows(shard)))), **settings)
+    light = replace(info, sources=[])
+    tasks = (
+        ShardTask(
+            shard,
+            table.images_of(np.array(writer.shard_rows(shard))),
+            target,
+            table.samplings[0],
+            files.absolute(writer.path),
+            light,
+        )
         for shard in pending
-    ]
+    )
+    if num_workers is None and len(pending) < WORTH_STARTING_RAY and not is_cluster_there():
+        num_workers = 0
     with Progress("convert", len(table) - done, "images") as progress:
         for count in run_tasks(tasks, num_workers=num_workers):
             progress.update(count)
-
-
-def _light(table: ParticleTable) -> ParticleTable:
-    """Only what reading images needs, so that a task carries kilobytes."""
-    return ParticleTable(
-        table.source,
-        table.stacks,
-        table.stack_of,
-        table.index_of,
-        {"source_row": table.columns["source_row"]},
-        {"table": table.tables["table"].iloc[:0]},
-        table.box_size,
-        table.has_ctf,
-    )

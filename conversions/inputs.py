@@ -1,13 +1,68 @@
-"""Find out what kind of input the user named, and read its table."""
+"""Find out what kind of input the user named, and make the particle table of it."""
 
 from __future__ import annotations
 
-import numpy as np
+import logging
+from collections.abc import Sequence
 
-from conversions.cryodrgn import read_mrcs_with_pickles, read_selection
-from conversions.relion import read_star
-from conversions.table import ParticleTable
+import numpy as np
+from jaxtyping import Int
+
+from conversions import cryodrgn
+from conversions.cryosparc import CryosparcSource
+from conversions.relion import RelionSource
+from conversions.stacks import StackSource, read_headers
+from conversions.table import (
+    CTF_OF_SOURCE,
+    ParticleTable,
+    Source,
+    check_box_sizes,
+    check_images,
+    check_values,
+    no_ctf_columns,
+)
+from drgn_ray import units
 from drgn_ray.errors import ConfigError, ParticleFileError
+
+logger = logging.getLogger(__name__)
+STACK_SUFFIXES = (".mrcs", ".mrc", ".txt")
+
+
+def open_source(
+    path: str,
+    *,
+    datadir: str | None = None,
+    passthrough: Sequence[str] = (),
+    abinit: bool = False,
+    hetrefine: bool = False,
+) -> Source:
+    """Open a particle file by its suffix; its table is read, its images are not.
+
+    Parameters
+    ----------
+    datadir
+        Folder that image paths start from, or that holds the stacks; None: the table's folder or one above it.
+    passthrough, abinit, hetrefine
+        As in `CryosparcSource`.
+    """
+    if path.endswith(".cs"):
+        return CryosparcSource(path, datadir, passthrough=passthrough, abinit=abinit, hetrefine=hetrefine)
+    given = {"--passthrough": bool(passthrough), "--abinit": abinit, "--hetrefine": hetrefine}
+    if any(given.values()):
+        raise ConfigError(
+            ", ".join(name for name, is_given in given.items() if is_given),
+            f"it is of cryoSPARC's .cs files, and {path} is none",
+            "leave it out",
+        )
+    if path.endswith(".star"):
+        return RelionSource(path, datadir)
+    if path.endswith(STACK_SUFFIXES):
+        if datadir is not None and not path.endswith(".txt"):
+            raise ConfigError("--datadir", f"it is of no use: {path} is the stack", "leave it out")
+        return StackSource(path, datadir)
+    raise ParticleFileError(
+        path, "its name ends in none of .star, .cs, .mrcs, .mrc, .txt", "pass a STAR file, a .cs file or an MRC stack"
+    )
 
 
 def read_particles(
@@ -20,31 +75,94 @@ def read_particles(
     datadir: str | None = None,
     ind: str | None = None,
     first: int | None = None,
+    passthrough: Sequence[str] = (),
+    abinit: bool = False,
+    hetrefine: bool = False,
 ) -> ParticleTable:
-    """Read the table of a STAR file, or of an MRC stack with cryoDRGN's pickles, and keep the rows asked for."""
-    if path.endswith(".star"):
-        if poses or ctf:
-            raise ConfigError("--poses, --ctf", f"{path} has its own poses and CTF", "leave them out")
-        table = read_star(path, datadir=datadir, apix=apix, has_ctf=not no_ctf)
-    elif path.endswith((".mrcs", ".mrc")):
-        if poses is None or (ctf is None) != no_ctf:
-            raise ParticleFileError(
-                path,
-                "an MRC stack has no poses or CTF of its own",
-                "pass --poses pose.pkl, and --ctf ctf.pkl or --no-ctf",
-            )
-        if datadir is not None or (ctf is not None and apix is not None):
-            raise ConfigError(
-                "--datadir, --apix",
-                f"neither is of use: {path} is the stack, and ctf.pkl has its Å/px",
-                "leave them out",
-            )
-        table = read_mrcs_with_pickles(path, poses=poses, ctf=ctf, apix=apix)
+    """Read a particle file, with cryoDRGN's pickles where it has no poses or CTF, and keep the rows asked for.
+
+    Parameters
+    ----------
+    poses, ctf
+        cryoDRGN's ``pose.pkl`` and ``ctf.pkl`` of all rows of the file; they go before what the file says.
+    no_ctf
+        The images carry no CTF.
+    apix
+        Å/px of the images, where the file does not say or is wrong.
+    ind
+        File with the rows to keep.
+    first
+        Keep only the first of these rows.
+    """
+    if no_ctf and ctf is not None:
+        raise ConfigError("--ctf, --no-ctf", "they contradict each other", "pass one of them")
+    if ctf is not None and apix is not None:
+        raise ConfigError("--apix", f"{ctf} has the Å/px", "leave it out")
+    source = open_source(path, datadir=datadir, passthrough=passthrough, abinit=abinit, hetrefine=hetrefine)
+    source.check_raw()
+    count = len(source)
+    rows = _chosen_rows(count, ind, first)
+    given_poses = None if poses is None else cryodrgn.read_poses(poses, count)
+    given_ctf = None if ctf is None else cryodrgn.read_ctf(ctf, count)
+    columns = {"source_row": np.arange(count), **source.labels()}
+    columns["rotation"] = source.rotation() if given_poses is None else given_poses.rotation
+    if no_ctf:
+        columns |= no_ctf_columns(count)
+    elif given_ctf is None:
+        columns |= {name: source.ctf_column(name) for name in CTF_OF_SOURCE}
     else:
-        raise ParticleFileError(path, "its name ends in none of .star, .mrcs, .mrc", "pass a STAR file or an MRC stack")
-    rows = np.arange(len(table)) if ind is None else read_selection(ind, len(table))
-    if first is not None:
-        if first < 1:
-            raise ConfigError(f"--first {first}", "it would keep nothing", "pass a positive number")
-        rows = rows[:first]
-    return table if len(rows) == len(table) and ind is None else table.select(rows)
+        columns |= given_ctf.columns
+    if given_ctf is None:
+        columns["apix"] = source.pixel_size() if apix is None else np.full(count, apix)
+    _warn_of_aberrations(source)
+    columns = {name: values[rows] for name, values in columns.items()}
+    check_values(path, columns)
+
+    # What follows needs the images' headers, which are many files: all else was checked before.
+    where = source.locations(rows)
+    stacks = read_headers(where.stacks)
+    box_sizes = np.array([stack.box_size for stack in stacks])[where.stack_of]
+    if given_ctf is not None:
+        columns["apix"] = given_ctf.extent[rows] / box_sizes
+    if given_poses is None:
+        all_apix = np.ones(count)
+        all_apix[rows] = columns["apix"]
+        columns["translation"] = source.translation(all_apix)[rows]
+    else:
+        fraction = given_poses.fraction[rows]
+        columns["translation"] = units.shift_fraction_to_angstrom(fraction, box_sizes * columns["apix"])
+    check_values(path, {name: columns[name] for name in ("source_row", "apix", "translation")})
+    if source.assumptions:
+        logger.info("%s: %s", path, "; ".join(source.assumptions))
+    tables = {name: block.take(rows) if name == "table" else block for name, block in source.tables.items()}
+    table = ParticleTable(
+        source=path,
+        files=(*source.files, *(name for name in (poses, ctf) if name is not None)),
+        stacks=stacks,
+        stack_of=where.stack_of,
+        index_of=where.index_of,
+        columns=columns,
+        tables=tables,
+        has_ctf=not no_ctf,
+        protein_is_white=source.protein_is_white,
+    )
+    check_images(path, table)
+    said = source.box_sizes()
+    if said is not None and apix is None and given_ctf is None:
+        check_box_sizes(path, table, said[rows])
+    return table
+
+
+def _chosen_rows(count: int, ind: str | None, first: int | None) -> Int[np.ndarray, " n"]:
+    rows = np.arange(count) if ind is None else cryodrgn.read_selection(ind, count)
+    if first is None:
+        return rows
+    if first < 1:
+        raise ConfigError(f"--first {first}", "it would keep nothing", "pass a positive number")
+    return rows[:first]
+
+
+def _warn_of_aberrations(source: Source) -> None:
+    found = source.aberrations()
+    if found:
+        logger.warning("%s: %s are not modelled; the images are used without them", source.path, ", ".join(found))

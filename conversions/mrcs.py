@@ -1,40 +1,73 @@
-"""MRC image stacks: headers checked, images read in long runs."""
+"""MRC image stacks: headers checked, images read in long runs; local or remote."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Int
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import dtype_from_mode
 
+from conversions import files
 from drgn_ray.errors import ParticleFileError
 
 HEADER_BYTES = 1024
 BIG_ENDIAN_STAMP = 0x11
+BYTE_MODE = 0
+IMOD_STAMP, IMOD_SIGNED_BYTES = 1146047817, 1
+GAP_BYTES = 1 << 20  # a gap is read over where that is quicker than going to the next image
 
 
 @dataclass(frozen=True)
 class StackHeader:
-    """What a stack holds and where its images start."""
+    """What a stack holds and where its images start.
+
+    Attributes
+    ----------
+    apix
+        Å/px as the header says, which is often wrong; 0 where it does not say.
+    file_bytes
+        Length of the file.
+    """
 
     path: str
     num_images: int
     box_size: int
     dtype: np.dtype
     offset: int
+    apix: float
+    file_bytes: int
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image in the file."""
+        return self.box_size**2 * self.dtype.itemsize
+
+    @property
+    def num_present(self) -> int:
+        """Images that the file is long enough for, at most those the header says."""
+        return min(max(self.file_bytes - self.offset, 0) // self.image_bytes, self.num_images)
 
 
-@lru_cache(maxsize=4096)
 def read_header(path: str) -> StackHeader:
-    """Read and check a stack's header; a ``.mrc`` suffix is as good as ``.mrcs``."""
-    if not os.path.isfile(path):
-        raise ParticleFileError(path, "there is no such image file", "check the path, or pass --datadir")
-    with open(path, "rb") as file:
-        first = file.read(HEADER_BYTES)
+    """Read and check a stack's header, and that all its images are there; a ``.mrc`` suffix is as good as ``.mrcs``."""
+    stack = read_header_alone(path)
+    if stack.num_present < stack.num_images:
+        raise ParticleFileError(
+            path,
+            f"the file is cut short: its header says {stack.num_images} images, {stack.num_present} are there",
+            "copy it again",
+        )
+    return stack
+
+
+def read_header_alone(path: str) -> StackHeader:
+    """Read and check a stack's header; its images may be fewer than it says."""
+    files.check_file(path, "image file")
+    size = files.describe(path)["bytes"]
+    (first,) = files.read_ranges([(path, 0, min(HEADER_BYTES, size))])
     if len(first) < HEADER_BYTES:
         raise ParticleFileError(path, f"this is not an MRC stack ({len(first)} bytes)", "pass an .mrcs file")
     header = np.frombuffer(first, HEADER_DTYPE)[0]
@@ -53,22 +86,55 @@ def read_header(path: str) -> StackHeader:
         raise ParticleFileError(path, f"MRC mode {int(header['mode'])} is not a real image", "convert it to mode 2")
     if extra < 0:
         raise ParticleFileError(path, f"its header says an extended header of {extra} bytes", "pass an .mrcs file")
-    offset, needed = HEADER_BYTES + extra, nx * ny * nz * dtype.itemsize
-    if os.path.getsize(path) < offset + needed:
-        present = max(os.path.getsize(path) - offset, 0) // (nx * ny * dtype.itemsize)
-        raise ParticleFileError(
-            path, f"the file is cut short: its header says {nz} images, {present} are there", "copy it again"
-        )
-    return StackHeader(path, nz, nx, dtype, offset)
+    if header["mode"] == BYTE_MODE and _has_unsigned_bytes(header):
+        dtype = np.dtype(np.uint8)
+    width = float(header["cella"]["x"])
+    apix = width / nx if np.isfinite(width) and width > 0 else 0.0
+    return StackHeader(path, nz, nx, dtype, HEADER_BYTES + extra, apix, size)
 
 
-def read_images(path: str, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n D D"]:
-    """Images of a stack by 0-based index, float32; neighbours are read in one go."""
-    header = read_header(path)
-    side = header.box_size
-    stack = np.memmap(path, header.dtype, "r", header.offset, (header.num_images, side, side))
-    images = np.empty((len(indices), side, side), np.float32)
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    for first, last in zip([0, *breaks], [*breaks, len(indices)], strict=True):
-        images[first:last] = stack[indices[first] : indices[first] + (last - first)]
+def _has_unsigned_bytes(header: np.void) -> bool:
+    """Whether IMOD wrote these bytes unsigned; MRC2014 says they are signed (IMOD's mrc_format, imodStamp and flags).
+
+    The two words are the 4-byte integers at bytes 152 and 156, in the part of the header that MRC2014 leaves free.
+    """
+    extra = header.tobytes()
+    stamp, flags = np.frombuffer(extra, header.dtype["mode"].str, 2, offset=152)
+    return stamp == IMOD_STAMP and not flags & IMOD_SIGNED_BYTES
+
+
+def read_images(
+    stacks: Sequence[StackHeader], stack_of: Int[np.ndarray, " n"], index_of: Int[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n D D"]:
+    """Images of stacks of one box size, float32, in the order asked for.
+
+    Neighbours in a file are read in one go, and so are images with small gaps between them.
+    """
+    sides = {stacks[stack].box_size for stack in np.unique(stack_of)}
+    assert len(sides) == 1, sides
+    side = sides.pop()
+    order = np.asarray(np.lexsort((index_of, stack_of)))
+    runs = [order[first:last] for first, last in _runs(stacks, stack_of[order], index_of[order])]
+    ranges = []
+    for run in runs:
+        stack = stacks[int(stack_of[run[0]])]
+        start, end = index_of[run[0]] * stack.image_bytes, (index_of[run[-1]] + 1) * stack.image_bytes
+        ranges.append((stack.path, stack.offset + int(start), stack.offset + int(end)))
+    images = np.empty((len(index_of), side, side), np.float32)
+    for run, content, (path, start, end) in zip(runs, files.read_ranges(ranges), ranges, strict=True):
+        stack = stacks[int(stack_of[run[0]])]
+        if len(content) != end - start:
+            raise ParticleFileError(path, "the file became shorter while it was read", "copy it again")
+        values = np.frombuffer(content, stack.dtype).reshape(-1, side, side)
+        images[run] = values[index_of[run] - index_of[run[0]]]
     return images
+
+
+def _runs(
+    stacks: Sequence[StackHeader], stack_of: Int[np.ndarray, " n"], index_of: Int[np.ndarray, " n"]
+) -> list[tuple[int, int]]:
+    """Cut a sorted list of images into runs that are read in one go: (first, last + 1)."""
+    gap = np.diff(index_of) - 1
+    largest = np.array([GAP_BYTES // stacks[stack].image_bytes for stack in stack_of[:-1]], np.int64)
+    breaks = np.flatnonzero((np.diff(stack_of) != 0) | (gap > largest)) + 1
+    return list(zip([0, *breaks.tolist()], [*breaks.tolist(), len(index_of)], strict=True))

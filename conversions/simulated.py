@@ -12,12 +12,12 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pandas as pd
-import starfile
 import torch
 from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from conversions.star import RELION_31, StarBlock, StarFile, text_table, write_star_file
 from drgn_ray import units
 from drgn_ray.physics.simulate import BlobMolecule, apply_ctf, density, project
 from drgn_ray.progress import Progress
@@ -71,7 +71,7 @@ def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 
         file.set_data(clean * np.float32(np.sqrt(snr) / clean.std()) + noise)
         file.set_image_stack()
         file.voxel_size = APIX
-    optics = pd.DataFrame(
+    optics = text_table(
         {
             "rlnOpticsGroup": [1],
             "rlnOpticsGroupName": ["opticsGroup1"],
@@ -84,7 +84,9 @@ def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 
         }
     )
     pd.DataFrame({"arm_angle": truth.arm_angle, "has_cap": truth.has_cap}).to_csv(folder / TRUTH_NAME, index=False)
-    starfile.write({"optics": optics, "particles": table}, folder / STAR_NAME, overwrite=True)
+    particles = text_table({name: table[name].to_numpy() for name in table})
+    blocks = (StarBlock("optics", optics, True), StarBlock("particles", particles, True))
+    write_star_file(str(folder / STAR_NAME), StarFile(blocks, RELION_31))
     return folder / STAR_NAME
 
 

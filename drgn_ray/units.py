@@ -1,4 +1,4 @@
-"""Every change of sign, unit, axis or index base between RELION, cryoDRGN and drgn_ray.
+"""Every change of sign, unit, axis or index base between RELION, cryoSPARC, cryoDRGN and drgn_ray.
 
 Ours: pixel 0-based; shifts in Å, positive moves the image content to larger x (columns) and y (rows);
 slice points are row vectors ``(kx, ky, 0) @ rotation``; defocus in Å, positive is underfocus; the CTF is
@@ -40,13 +40,25 @@ def shift_px_to_angstrom(shift_px: Float[np.ndarray, "N 2"], apix: Float[np.ndar
 
 
 def shift_fraction_to_angstrom(
-    fraction: Float[np.ndarray, "N 2"], box_size: int, apix: Float[np.ndarray, " N"]
+    fraction: Float[np.ndarray, "N 2"], extent: Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N 2"]:
     """Turn a cryoDRGN ``pose.pkl`` translation (fraction of the box) into Å.
 
     cryoDRGN multiplies by D + 1 when it trains, an error of 1/D that we do not repeat.
+
+    Parameters
+    ----------
+    extent
+        Width of the images, Å.
     """
-    return fraction * box_size * apix[:, None]
+    return fraction * extent[:, None]
+
+
+def shift_angstrom_to_fraction(
+    shift: Float[np.ndarray, "N 2"], extent: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, "N 2"]:
+    """Turn shifts in Å into fractions of the box; the inverse of `shift_fraction_to_angstrom`."""
+    return shift / extent[:, None]
 
 
 def apix_from_magnification(
@@ -59,3 +71,31 @@ def apix_from_magnification(
 def image_index_from_relion(number: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
     """Turn the 1-based image number of ``rlnImageName`` (``000001@stack.mrcs``) into a 0-based index."""
     return number.astype(np.int64) - 1
+
+
+def relion_from_image_index(index: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
+    """Turn 0-based indices into the 1-based image numbers of ``rlnImageName``."""
+    return index + 1
+
+
+def rotation_from_cryosparc(pose: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3 3"]:
+    """Turn cryoSPARC's ``alignments3D/pose`` (a rotation vector, radians) into rotation matrices.
+
+    Our matrix is the transpose of the vector's exponential.
+    """
+    return Rotation.from_rotvec(pose.astype(np.float64)).as_matrix().swapaxes(-1, -2)
+
+
+def cryosparc_from_rotation(rotation: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "N 3"]:
+    """Turn rotation matrices into cryoSPARC's rotation vectors (radians)."""
+    return Rotation.from_matrix(rotation.swapaxes(-1, -2)).as_rotvec()
+
+
+def half_set_from_cryosparc(split: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
+    """Turn ``alignments3D/split`` (0 or 1) into half sets 1 and 2."""
+    return split.astype(np.int64) + 1
+
+
+def dose_from_bfactor(bfactor: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Turn ``rlnCtfBfactor`` (Å²) of a tilt series into the dose (e/Å²): B = -4 dose, as Warp and M write it."""
+    return -bfactor / 4

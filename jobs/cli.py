@@ -12,11 +12,13 @@ from drgn_ray import __version__
 
 COMMANDS = {
     "demo": "simulate particles and run the whole job on them, in minutes",
-    "convert": "STAR or MRC particles to a particle store",
+    "convert": "STAR, cryoSPARC or MRC particles to a particle store; a cryoDRGN output to a run",
+    "inspect": "what a STAR, CS, MRC, store or run holds, and what is suspicious about it",
     "train": "train the network on a store",
     "analyze": "latents, their PCA and k-means, and volumes of a trained run",
     "embed": "latents of every particle of a store",
     "decode": "volumes at chosen particles or latents",
+    "export": "a selection of particles back to STAR, CS, MRC; a run for cryoDRGN's tools",
     "ui": "open the MLflow interface on your runs",
 }
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from drgn_ray.analysis.latent_space import Clusters, PrincipalComponents
+
+VIEW_HEXAGONS = (36, 10)  # along and across a map twice as wide as high: regular ones
+LEGEND_ROOM = 1.3  # times the height of the bars, so that a legend is not over them
+HISTOGRAM_BINS = 40
+SHOWN_GROUPS = 6  # optics groups with a colour of their own
 
 
 def slice_montage(volume: Float[np.ndarray, "D D D"], num_slices: int = 8) -> UInt8[np.ndarray, "h w"]:
@@ -52,3 +60,136 @@ def learning_curve(history: Sequence[dict[str, float]]) -> Figure:
     right.set(xlabel="epoch", ylabel="KL divergence, nats")
     left.legend()
     return figure
+
+
+def particles_figure(
+    *,
+    title: str,
+    mean_image: Float[np.ndarray, "D D"] | None,
+    num_images: int,
+    mean_power: Float[np.ndarray, " R"] | None,
+    mean_squared_ctf: Float[np.ndarray, " R"] | None,
+    apix: float | None,
+    directions: Float[np.ndarray, "N 3"] | None,
+    defocus_um: Float[np.ndarray, " N"] | None,
+    optics_group: Int[np.ndarray, " N"] | None,
+) -> Figure:
+    """Four panels that say whether particles are what they should be; what is None is said to be unknown.
+
+    Parameters
+    ----------
+    mean_image
+        Mean of `num_images` images.
+    mean_power, mean_squared_ctf
+        Rotational means over the rings 1 to D/2 of the same images.
+    apix
+        Å/px of the images; None labels axes in px.
+    directions
+        Viewing directions, unit vectors.
+    """
+    figure = Figure(figsize=(10.5, 8.2), layout="constrained")
+    figure.suptitle(title)
+    (image, spectrum), (views, defocus) = figure.subplots(2, 2)
+    _mean_image_panel(image, mean_image, num_images, apix)
+    _spectrum_panel(spectrum, mean_power, mean_squared_ctf, apix)
+    _views_panel(views, directions)
+    _defocus_panel(defocus, defocus_um, optics_group)
+    return figure
+
+
+def _unknown(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "not known here", ha="center", va="center", color="grey", transform=axes.transAxes)
+
+
+def _mean_image_panel(
+    axes: Axes, mean_image: Float[np.ndarray, "D D"] | None, num_images: int, apix: float | None
+) -> None:
+    if mean_image is None:
+        _unknown(axes, "mean image")
+        return
+    half = len(mean_image) / 2 * (apix or 1)
+    low, high = np.percentile(mean_image, (0.5, 99.5))
+    shown = axes.imshow(mean_image, cmap="gray", vmin=low, vmax=high, extent=(-half, half, half, -half))
+    axes.figure.colorbar(shown, ax=axes, label="grey value", shrink=0.85)
+    unit = "px" if apix is None else "Å"
+    axes.set(title=f"mean of {num_images:,} images", xlabel=f"x, {unit}", ylabel=f"y, {unit}")
+
+
+def _spectrum_panel(
+    axes: Axes,
+    mean_power: Float[np.ndarray, " R"] | None,
+    mean_squared_ctf: Float[np.ndarray, " R"] | None,
+    apix: float | None,
+) -> None:
+    if mean_power is None:
+        _unknown(axes, "power spectrum")
+        return
+    frequency = np.arange(1, len(mean_power) + 1) / (2 * len(mean_power) * (apix or 1))
+    (power,) = axes.semilogy(frequency, mean_power, color="tab:blue", label="power of the images")
+    curves = [power]
+    axes.set_ylabel("mean power, grey value²")
+    axes.set_xlabel("spatial frequency, 1/px" if apix is None else "spatial frequency, 1/Å")
+    if mean_squared_ctf is not None:
+        right = axes.twinx()
+        (ctf,) = right.plot(frequency, mean_squared_ctf, color="tab:orange", linewidth=1, label="mean CTF²")
+        right.set(ylabel="mean CTF²", ylim=(0, 1))
+        curves.append(ctf)
+    axes.set_xlim(0, frequency[-1])
+    axes.legend(handles=curves, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    axes.set_title("power spectrum, rotational mean", pad=26)
+
+
+def _views_panel(axes: Axes, directions: Float[np.ndarray, "N 3"] | None) -> None:
+    """Draw a Mollweide map of equal hexagons: it keeps areas, so colours are densities on the sphere."""
+    if directions is None:
+        _unknown(axes, "viewing directions")
+        return
+    x, y = _mollweide(np.arctan2(directions[:, 1], directions[:, 0]), directions[:, 2])
+    shown = axes.hexbin(x, y, gridsize=VIEW_HEXAGONS, extent=(-2, 2, -1, 1), bins="log", mincnt=1, cmap="viridis")
+    shown.set_clip_path(Ellipse((0, 0), 4, 2, transform=axes.transData))
+    bar = axes.figure.colorbar(shown, ax=axes, label="images a hexagon", shrink=0.6)
+    bar.ax.yaxis.set_major_formatter(LogFormatter())
+    bar.ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    for longitude in np.radians(np.arange(-180, 181, 60)):
+        height = np.linspace(-1, 1, 201)
+        axes.plot(*_mollweide(np.full(201, longitude), height), color="black", linewidth=0.6, alpha=0.4)
+    for height in np.cos(np.radians((30, 60, 90, 120, 150))):
+        line = _mollweide(np.array([-np.pi, np.pi]), np.full(2, height))
+        axes.plot(*line, color="black", linewidth=0.6, alpha=0.4)
+        tilt = np.degrees(np.arccos(height))
+        axes.text(line[0][0] - 0.08, line[1][0], f"{tilt:.0f}°", ha="right", va="center", fontsize=8)
+    axes.set(aspect="equal", xlim=(-2.4, 2.1), ylim=(-1.1, 1.1), title="viewing directions")
+    axes.set_xlabel("rot from -180° to 180°; tilt from 0° (top) to 180°")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _mollweide(
+    longitude: Float[np.ndarray, " N"], height: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Map the sphere (height is the sine of the latitude) onto an ellipse of half axes 2 and 1, keeping areas."""
+    auxiliary = np.linspace(-np.pi / 2, np.pi / 2, 2001)
+    angle = np.interp(height, (2 * auxiliary + np.sin(2 * auxiliary)) / np.pi, auxiliary)
+    return 2 * longitude / np.pi * np.cos(angle), np.sin(angle)
+
+
+def _defocus_panel(
+    axes: Axes, defocus_um: Float[np.ndarray, " N"] | None, optics_group: Int[np.ndarray, " N"] | None
+) -> None:
+    if defocus_um is None:
+        _unknown(axes, "defocus")
+        return
+    group = np.ones(len(defocus_um)) if optics_group is None else optics_group
+    values, counts = np.unique(group, return_counts=True)
+    largest = np.sort(values[np.argsort(-counts, kind="stable")][:SHOWN_GROUPS])
+    parts = {f"group {value:g}": defocus_um[group == value] for value in largest}
+    if len(values) > len(largest):
+        parts[f"{len(values) - len(largest):,} others"] = defocus_um[~np.isin(group, largest)]
+    axes.hist([*parts.values()], bins=HISTOGRAM_BINS, stacked=True, label=[*parts])
+    axes.set(title="defocus", xlabel="mean of U and V, µm", ylabel="images")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(parts) > 1:
+        axes.set_ylim(top=LEGEND_ROOM * axes.get_ylim()[1])
+        axes.legend(title="optics", ncols=4, loc="upper center", fontsize=8)

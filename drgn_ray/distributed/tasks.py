@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 from drgn_ray.errors import ConfigError
@@ -11,13 +13,13 @@ T = TypeVar("T")
 MAX_RETRIES = 3
 
 
-def run_tasks(tasks: Sequence[Callable[[], T]], *, num_workers: int | None = None, num_gpus: float = 0) -> Iterator[T]:
+def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = None, num_gpus: float = 0) -> Iterator[T]:
     """Run tasks and yield their results as they come; each must be safe to run again.
 
     Parameters
     ----------
     tasks
-        Picklable callables without arguments.
+        Picklable callables without arguments; each is asked for when there is room for it.
     num_workers
         At most this many at a time; None: as many as the cluster has CPUs.  0, or a single task, runs in this process.
     num_gpus
@@ -30,8 +32,11 @@ def run_tasks(tasks: Sequence[Callable[[], T]], *, num_workers: int | None = Non
     """
     if num_workers is not None and num_workers < 0:
         raise ConfigError(f"--num-workers {num_workers}", "it is a count", "pass 0 or more")
-    if num_workers == 0 or len(tasks) <= 1:
-        for task in tasks:
+    tasks = iter(tasks)
+    first_two = list(islice(tasks, 2))
+    waiting = chain(first_two, tasks)
+    if num_workers == 0 or len(first_two) <= 1:
+        for task in waiting:
             yield task()
         return
     import ray
@@ -43,15 +48,23 @@ def run_tasks(tasks: Sequence[Callable[[], T]], *, num_workers: int | None = Non
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)(_call)
         # Twice the CPUs keeps them busy while results are fetched; a number the user gave is kept.
         limit = num_workers or 2 * int(ray.cluster_resources()["CPU"])
-        waiting, running = list(reversed(tasks)), []
-        while waiting or running:
-            while waiting and len(running) < limit:
-                running.append(remote.remote(waiting.pop()))
+        running = [remote.remote(task) for task in islice(waiting, limit)]
+        while running:
             finished, running = ray.wait(running)
+            running += [remote.remote(task) for task in islice(waiting, len(finished))]
             try:
                 yield from ray.get(finished)
             except RayTaskError as error:
                 raise user_error_in(error) or error from None
+
+
+def is_cluster_there() -> bool:
+    """Whether tasks find a Ray that runs already; starting one takes seconds, which few short tasks do not pay for."""
+    if "RAY_ADDRESS" in os.environ:
+        return True
+    import ray
+
+    return ray.is_initialized()
 
 
 def _call(task: Callable[[], T]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,21 +21,71 @@ UNDECIDED_SKEWNESS = 0.2  # about twice what noise alone gives at this box
 
 
 def sample_rows(num_particles: int) -> Int[np.ndarray, " n"]:
-    """Rows spread evenly over the particles, about 1,000 (cryoDRGN's choice for its normalisation)."""
+    """Rows spread evenly over the particles, 1,000 to 2,000 or all (cryoDRGN's choice for its normalisation)."""
     return np.arange(0, num_particles, num_particles // min(NUM_SAMPLES, num_particles))
 
 
-def power_of_two_scale(images: Float[Tensor, "n D D"]) -> float:
-    """Find the power of two nearest to the images' standard deviation: dividing by it is exact and fits float16."""
-    spread = float(images.std())
-    return 2.0 ** round(math.log2(spread)) if spread > 0 else 1.0
+class Measured(NamedTuple):
+    """What a sample of images says.
+
+    Attributes
+    ----------
+    pixel_std
+        Standard deviation of the pixels.
+    hartley_std
+        Standard deviation of the Hartley values on the (D+1)-lattice, without window, DC included (as cryoDRGN).
+    small
+        The images at no more than `CONTRAST_BOX` px.
+    """
+
+    pixel_std: float
+    hartley_std: float
+    small: Float[Tensor, "n d d"]
 
 
-def hartley_std(images: Float[Tensor, "n D D"]) -> float:
-    """Measure the spread of the Hartley values on the (D+1)-lattice, without window, DC included (as cryoDRGN)."""
-    transform = hartley(images)
+class Spread:
+    """Standard deviation (unbiased) of values that come in parts, summed in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Count more values in."""
+        values = values.double()
+        self.count += values.numel()
+        self.total += float(values.sum())
+        self.squares += float((values**2).sum())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all values so far."""
+        variance = (self.squares - self.total**2 / self.count) / max(self.count - 1, 1)
+        return math.sqrt(max(variance, 0.0))
+
+
+def measure(batches: Iterable[tuple[Int[np.ndarray, " b"], Float[Tensor, "b D D"]]], count: int) -> Measured:
+    """Measure a sample that comes in batches (rows of the sample, their images), of which one is in memory."""
+    pixels, transforms = Spread(), Spread()
+    small = torch.empty(0)
+    for rows, images in batches:
+        pixels.add(images)
+        transforms.add(_on_lattice(hartley(images)))
+        cropped = fourier_crop(images, min(CONTRAST_BOX, images.shape[-1]))
+        if not len(small):
+            small = torch.empty(count, *cropped.shape[1:])
+        small[torch.from_numpy(rows)] = cropped
+    return Measured(pixels.std, transforms.std, small)
+
+
+def _on_lattice(transform: Float[Tensor, "n D D"]) -> Float[Tensor, "n D+1 D+1"]:
+    """Repeat Nyquist's row and column at the other end."""
     row = torch.cat([transform, transform[..., :1, :]], dim=-2)
-    return float(torch.cat([row, row[..., :1]], dim=-1).std())
+    return torch.cat([row, row[..., :1]], dim=-1)
+
+
+def power_of_two_scale(spread: float) -> float:
+    """Find the power of two nearest to the pixels' standard deviation: dividing by it is exact and fits float16."""
+    return 2.0 ** round(math.log2(spread)) if spread > 0 else 1.0
 
 
 class Contrast(NamedTuple):
@@ -46,7 +96,11 @@ class Contrast(NamedTuple):
 
 
 def decide_contrast(
-    images: Float[Tensor, "n D D"], columns: Mapping[str, Tensor], *, box_size: int, has_ctf: bool
+    small: Float[Tensor, "n d d"],
+    columns: Mapping[str, Tensor],
+    *,
+    has_ctf: bool,
+    protein_is_white: bool | None = None,
 ) -> Contrast:
     """Decide from a consensus volume whether protein is white or dark.
 
@@ -55,26 +109,31 @@ def decide_contrast(
 
     Parameters
     ----------
-    images, columns
-        A sample of the source, at `box_size`.
+    small
+        A sample of the source, Fourier-cropped (`Measured.small`).
+    columns
+        Its columns; `apix` is that of the small images.
+    protein_is_white
+        What the source says, if it does; taken where the data do not tell.
     """
-    small = min(CONTRAST_BOX, box_size)
-    batch = {name: value for name, value in columns.items()}
-    batch["images"] = fourier_crop(images, small)
-    batch["apix"] = columns["apix"] * box_size / small
-    observer = Observer(box_size=small, data_sign=1, hartley_std=1.0, window=True, ctf=has_ctf)
+    batch = {**columns, "images": small}
+    observer = Observer(box_size=small.shape[-1], data_sign=1, hartley_std=1.0, window=True, ctf=has_ctf)
     projector = BackProjector(observer.half_disc)
     seen = observer(batch)
     projector.insert(seen.coefficients, seen.ctf, seen.rotation)
     skewness = _skewness_in_sphere(projector.volume())
     white = -1 if has_ctf else 1  # our CTF is negative at low frequency, so it turns white protein dark
-    evidence = f"skewness of the consensus of {len(images)} particles is {skewness:+.2f} uninverted"
+    evidence = f"skewness of the consensus of {len(small)} particles is {skewness:+.2f} uninverted"
     if not abs(skewness) >= UNDECIDED_SKEWNESS:  # also where images are blank and it is no number
+        taken = "dark" if protein_is_white is False else "white"
+        why = "" if protein_is_white is None else " as the file says"
         return Contrast(
-            white, f"protein is taken as white, but the data do not tell ({evidence}); --no-invert or --invert decides"
+            -white if taken == "dark" else white,
+            f"protein is taken as {taken}{why}, but the data do not tell ({evidence}); --no-invert or --invert decides",
         )
     sign = 1 if skewness > 0 else -1
-    return Contrast(sign, f"protein is {'white' if sign == white else 'dark'}: {evidence}")
+    against = " (the file says otherwise)" if protein_is_white not in (None, sign == white) else ""
+    return Contrast(sign, f"protein is {'white' if sign == white else 'dark'}: {evidence}{against}")
 
 
 def _skewness_in_sphere(volume: Float[Tensor, "D D D"]) -> float:

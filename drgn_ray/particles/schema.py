@@ -1,4 +1,4 @@
-"""The columns of a store: name, shape, type, unit, and what RELION calls them."""
+"""The columns of a store: name, shape, type, unit, and what RELION and cryoSPARC call them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ class Column:
     unit
         As in `drgn_ray.units`.
     relion
-        Columns it comes from, in order of preference; looked up in the particle block, then in the optics block.
+        Columns it comes from; looked up in the particle block, then in the optics block.
+    cryosparc
+        Field it comes from.
     """
 
     name: str
@@ -24,29 +26,29 @@ class Column:
     dtype: str
     unit: str
     relion: tuple[str, ...] = ()
+    cryosparc: str = ""
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("rotation", (3, 3), "float32", "", ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")),
-    Column("translation", (2,), "float32", "Å", ("rlnOriginXAngst", "rlnOriginYAngst")),
-    Column("apix", (), "float32", "Å/px of the store's images", ("rlnImagePixelSize",)),
-    Column("defocus_u", (), "float32", "Å", ("rlnDefocusU",)),
-    Column("defocus_v", (), "float32", "Å", ("rlnDefocusV",)),
-    Column("defocus_angle", (), "float32", "degrees", ("rlnDefocusAngle",)),
-    Column("voltage", (), "float32", "kV", ("rlnVoltage",)),
-    Column("cs", (), "float32", "mm", ("rlnSphericalAberration",)),
-    Column("amplitude_contrast", (), "float32", "1", ("rlnAmplitudeContrast",)),
-    Column("phase_shift", (), "float32", "degrees", ("rlnPhaseShift",)),
-    Column("half_set", (), "int8", "1 or 2; 0 is none", ("rlnRandomSubset",)),
-    Column("optics_group", (), "int32", "as in the source", ("rlnOpticsGroup",)),
+    Column("rotation", (3, 3), "float32", "", ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), "pose"),
+    Column("translation", (2,), "float32", "Å", ("rlnOriginXAngst", "rlnOriginYAngst"), "shift"),
+    Column("apix", (), "float32", "Å/px of the store's images", ("rlnImagePixelSize",), "blob/psize_A"),
+    Column("defocus_u", (), "float32", "Å", ("rlnDefocusU",), "ctf/df1_A"),
+    Column("defocus_v", (), "float32", "Å", ("rlnDefocusV",), "ctf/df2_A"),
+    Column("defocus_angle", (), "float32", "degrees", ("rlnDefocusAngle",), "ctf/df_angle_rad"),
+    Column("voltage", (), "float32", "kV", ("rlnVoltage",), "ctf/accel_kv"),
+    Column("cs", (), "float32", "mm", ("rlnSphericalAberration",), "ctf/cs_mm"),
+    Column("amplitude_contrast", (), "float32", "1", ("rlnAmplitudeContrast",), "ctf/amp_contrast"),
+    Column("phase_shift", (), "float32", "degrees", ("rlnPhaseShift",), "ctf/phase_shift_rad"),
+    Column("ctf_scalefactor", (), "float32", "1", ("rlnCtfScalefactor",), "ctf/scale"),
+    Column("ctf_bfactor", (), "float32", "Å²", ("rlnCtfBfactor",), "ctf/bfactor"),
+    Column("half_set", (), "int8", "1 or 2; 0 is none", ("rlnRandomSubset",), "alignments3D/split"),
+    Column("optics_group", (), "int32", "as in the source", ("rlnOpticsGroup",), "ctf/exp_group_id"),
+    Column("particle", (), "int64", "0-based; the tilts of one particle share it", ("rlnGroupName",)),
+    Column("tilt_index", (), "int32", "0-based rank in its tilt series, by falling CTF scale factor, then by dose"),
+    Column("dose", (), "float32", "e/Å² before this image; 0 outside of tilt series", ("rlnMicrographPreExposure",)),
     Column("source_row", (), "int64", "0-based row of the source table"),
+    Column("source_box_size", (), "int32", "px of the original image"),
+    Column("source_apix", (), "float32", "Å/px of the original image"),
 )
 COLUMN = {column.name: column for column in COLUMNS}
-CTF_FROM_STAR = (
-    "defocus_u",
-    "defocus_v",
-    "defocus_angle",
-    "voltage",
-    "cs",
-    "amplitude_contrast",
-)

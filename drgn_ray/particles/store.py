@@ -14,7 +14,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 from jaxtyping import Float, Shaped
 from zarr.codecs import Crc32cCodec
@@ -22,8 +23,8 @@ from zarr.codecs import Crc32cCodec
 from drgn_ray.errors import StoreError
 from drgn_ray.particles.schema import COLUMN, COLUMNS
 
-FORMAT, FORMAT_VERSION = "drgn_ray.particles", 1
-CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 27
+FORMAT, FORMAT_VERSION = "drgn_ray.particles", 2
+CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 26
 _PREPARED = "prepared"
 _WRITE_ZEROS: Any = {"write_empty_chunks": True}  # else an image of zeros is a missing file
 
@@ -71,7 +72,7 @@ class StoreInfo:
 
 
 def chunk_and_shard(num_particles: int, box_size: int, dtype: str) -> tuple[int, int]:
-    """Images a chunk (16 to 64, about 2 MiB) and a shard (about 128 MiB, a multiple of the chunk)."""
+    """Images a chunk (16 to 64, about 2 MiB) and a shard (about 64 MiB, a multiple of the chunk)."""
     image_bytes = box_size**2 * np.dtype(dtype).itemsize
     chunk = int(np.clip(CHUNK_BYTES // image_bytes, 16, 64))
     shard = max(SHARD_BYTES // image_bytes // chunk, 1) * chunk
@@ -92,7 +93,7 @@ class StoreWriter:
         self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
 
     def create(
-        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, "N *row"]], tables: Mapping[str, pd.DataFrame]
+        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, "N *row"]], tables: Mapping[str, pa.Table]
     ) -> None:
         """Write everything but the images: arrays' metadata, the columns, the original tables."""
         chunk, shard = chunk_and_shard(info.num_particles, info.box_size, info.dtype)
@@ -123,7 +124,7 @@ class StoreWriter:
             array.attrs["unit"] = column.unit
         for name, table in tables.items():
             with self.filesystem.open(f"{self.root}/{name}.parquet", "wb") as file:
-                table.to_parquet(file)
+                pq.write_table(table, file)
         self.filesystem.makedirs(f"{self.root}/progress", exist_ok=True)
         self.filesystem.touch(f"{self.root}/progress/{_PREPARED}")
 
@@ -180,6 +181,7 @@ class StoreWriter:
 
     def pending_shards(self) -> list[int]:
         """Shards without a record."""
+        self.filesystem.invalidate_cache()  # the records are written by other processes
         done = {int(os.path.basename(f)[:6]) for f in self.filesystem.glob(f"{self.root}/progress/*.done")}
         return [shard for shard in range(self.num_shards) if shard not in done]
 
@@ -276,11 +278,16 @@ class ParticleStore:
         """Images and columns of consecutive rows."""
         return {"images": self.read_images(rows), **{name: column[rows] for name, column in self.columns.items()}}
 
-    def table(self, name: str = "table") -> pd.DataFrame:
-        """Read the original table (or its "optics" block), untouched, in source order of the rows kept."""
+    def table(self, name: str = "table") -> pa.Table:
+        """Read an original table (or another block of its file), untouched; "table" has the rows that were kept."""
         filesystem, root = fsspec.core.url_to_fs(self.path)
         with filesystem.open(f"{root}/{name}.parquet", "rb") as file:
-            return pd.read_parquet(file)
+            return pq.read_table(file)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Read all original tables by name."""
+        names = [name.removesuffix(".parquet") for name in _data_files(self.path) if name.endswith(".parquet")]
+        return {name: self.table(name) for name in names}
 
 
 def _attributes(path: str) -> dict[str, Any] | None:
@@ -290,6 +297,14 @@ def _attributes(path: str) -> dict[str, Any] | None:
         return None
 
 
+def read_info(path: str) -> StoreInfo | None:
+    """Read the settings of a store, whole or not; None if there is none of this version."""
+    attributes = _attributes(path)
+    if attributes is None or (attributes.get("format"), attributes.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        return None
+    return _info(attributes)
+
+
 def _info(attributes: Mapping[str, Any]) -> StoreInfo:
     return StoreInfo(**{name: attributes[name] for name in StoreInfo.__dataclass_fields__})
 
@@ -297,6 +312,7 @@ def _info(attributes: Mapping[str, Any]) -> StoreInfo:
 def _data_files(path: str) -> dict[str, int]:
     """Bytes of every file but the group's own metadata and the records of progress, by its path in the store."""
     filesystem, root = fsspec.core.url_to_fs(path)
+    filesystem.invalidate_cache()
     listed = filesystem.find(root, detail=True)
     named = {name.removeprefix(f"{root}/"): entry["size"] for name, entry in listed.items()}
     return {

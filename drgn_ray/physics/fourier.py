@@ -6,6 +6,8 @@ the Hartley transform, its own inverse up to the number of pixels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -69,6 +71,30 @@ def _hermitian(minus: Complex[Tensor, "*N"], plus: Complex[Tensor, "*N"]) -> Com
     """Coefficient at k whose Hartley values are H(k) = Re-Im of `minus` and H(-k) = Re+Im of `plus`."""
     forward, backward = minus.real - minus.imag, plus.real + plus.imag
     return torch.complex((forward + backward) / 2, (backward - forward) / 2)
+
+
+def fourier_resample(
+    images: Float[Tensor, "B D D"], apix: float, box_size: int, new_apix: float
+) -> Float[Tensor, "B d d"]:
+    """Resample images onto a coarser, not wider grid of any pixel size about the same origin; values are kept.
+
+    Trigonometric interpolation (the periodic images' Fourier series, evaluated at the new points), without the
+    frequencies from the new grid's Nyquist on; separable, so two products with one small matrix.
+    """
+    full = images.shape[-1]
+    assert box_size * new_apix <= full * apix * (1 + 1e-6), (box_size, new_apix, full, apix)
+    assert new_apix >= apix * (1 - 1e-6), (new_apix, apix)
+    highest = min(math.ceil(full * apix / (2 * new_apix)), full // 2) - 1
+    source = torch.arange(-full // 2, full // 2, dtype=torch.float64)
+    target = torch.arange(-box_size // 2, box_size // 2, dtype=torch.float64) * (new_apix / apix)
+    half_angle = torch.pi / full * (target[:, None] - source[None, :])
+    # The sum of exp(2i k half_angle) over |k| <= highest is Dirichlet's kernel.
+    denominator = torch.sin(half_angle)
+    at_zero = denominator.abs() < 1e-12
+    kernel = torch.sin((2 * highest + 1) * half_angle) / torch.where(at_zero, 1.0, denominator)
+    matrix = torch.where(at_zero, 2.0 * highest + 1, kernel) / full
+    matrix = matrix.to(images.dtype)
+    return matrix @ images @ matrix.T
 
 
 def volume_from_hartley(hartley_volume: Float[Tensor, "D D D"]) -> Float[Tensor, "D D D"]:

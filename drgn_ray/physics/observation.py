@@ -26,6 +26,7 @@ CTF_COLUMNS = (
     "amplitude_contrast",
     "phase_shift",
 )
+OBSERVED_COLUMNS = ("images", "rotation", "translation", *CTF_COLUMNS)
 
 
 class Observation(NamedTuple):

@@ -20,8 +20,8 @@ from drgn_ray.models.elbo import ElboTerms, kl_divergence
 from drgn_ray.models.vae import VAE
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
-from drgn_ray.particles.schema import COLUMN
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.physics.observation import OBSERVED_COLUMNS
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
@@ -30,7 +30,6 @@ from drgn_ray.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 Batches = Iterable[Mapping[str, Tensor]]
-_ON_DEVICE = ("images", *(name for name in COLUMN if name not in ("half_set", "optics_group", "source_row")))
 _ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
@@ -176,7 +175,7 @@ class Trainer:
         return ElboTerms(*(term.detach() for term in terms)), len(batch["images"])
 
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: batch[name].to(self.worker.device, non_blocking=True) for name in _ON_DEVICE}
+        return {name: batch[name].to(self.worker.device, non_blocking=True) for name in OBSERVED_COLUMNS}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.bf16)

@@ -148,8 +148,9 @@ def test_poses_of_another_stack_are_refused(
 ) -> None:
     assert main([*hand, "--poses", toy["poses"], "-o", str(tmp_path / "x.zarr")]) == 2
     assert capsys.readouterr().err == (
-        f"drgn-ray: {toy['poses']}: holds poses of shape (1000, 3, 3) and shifts of shape (1000, 2) for 100 images;"
-        " pass the pose.pkl of this stack.\n"
+        f"drgn-ray: {toy['poses']}: holds (1000, 3, 3) and (1000, 2) numbers, not poses (rotation matrices"
+        " and shifts) for 100 images;"
+        " pass the pose.pkl of these particles.\n"
     )
 
 

@@ -41,7 +41,7 @@ def assert_holds(store: ParticleStore, star_set: StarSet, rows: list[int]) -> No
     np.testing.assert_allclose(store.columns["rotation"], relion_matrix(*angles), atol=1e-6)
     np.testing.assert_allclose(store.columns["defocus_u"], particles["rlnDefocusU"], rtol=1e-6)
     np.testing.assert_array_equal(store.columns["half_set"], particles["rlnRandomSubset"])
-    assert list(store.table()["rlnImageName"]) == list(particles["rlnImageName"])
+    assert store.table()["rlnImageName"].to_pylist() == list(particles["rlnImageName"])
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "npy", "txt"])
@@ -98,11 +98,10 @@ def test_a_selection_made_by_cryodrgn_chooses_from_a_stack(reference_data: Path,
     [
         (b"1\n20\n", "row numbers run from 1 to 20, the particles from 0 to 19; make the selection from the same"),
         (b"-1\n3\n", "row numbers run from -1 to 3, the particles from 0 to 19; make the selection from the same"),
-        (b"1\n2.5\n", "cannot be read as row numbers (could not convert string '2.5' to int64"),
-        (b"0 1\n2 3\n", "holds int64 of shape (2, 2), not row numbers; pass a list of integers"),
-        (None, "cannot be read as row numbers"),
+        (b"1\n2.5\n", "cannot be read as row numbers (invalid literal for int() with base 10"),
+        (None, "there is no such selection; check the path."),
     ],
-    ids=["past the end", "negative", "fraction", "two columns", "no file"],
+    ids=["past the end", "negative", "fraction", "no file"],
 )
 def test_a_wrong_selection_is_refused(
     content: bytes | None, sentence: str, star_set: StarSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -51,10 +51,10 @@ def test_a_setting_out_of_range_ends_with_exit_code_2(tmp_path: Path) -> None:
             "missing.zarr: there is no particle store here; make one with `drgn-ray",
         ),
         (["train", "-o", "run"], "no particle store is named; pass one"),
-        (["convert", "missing.star", "-o", "a.zarr"], "missing.star: there is no such file; check the path"),
+        (["convert", "missing.star", "-o", "a.zarr"], "missing.star: there is no such STAR file; check the path"),
         (
-            ["convert", "particles.txt", "-o", "a.zarr"],
-            "particles.txt: its name ends in none of .star, .mrcs, .mrc; pass",
+            ["convert", "particles.tif", "-o", "a.zarr"],
+            "particles.tif: its name ends in none of .star, .cs, .mrcs, .mrc, .txt; pass",
         ),
         (["analyze", "nowhere"], "nowhere: there is no run here (no config.yaml); pass the -o directory"),
         (["embed", "nowhere"], "nowhere: there is no run here (no config.yaml); pass the -o directory"),

@@ -25,7 +25,7 @@ BATCH = 250
 
 
 def reconstruct(table: ParticleTable, *, data_sign: int = -1) -> np.ndarray:
-    size = table.box_size
+    size = int(table.box_sizes[0])
     observer = Observer(box_size=size, data_sign=data_sign, hartley_std=1.0, window=True, ctf=table.has_ctf)
     projector = BackProjector(observer.half_disc)
     for start in range(0, len(table), BATCH):
@@ -34,7 +34,7 @@ def reconstruct(table: ParticleTable, *, data_sign: int = -1) -> np.ndarray:
             name: torch.tensor(table.columns[name][rows], dtype=torch.float32)
             for name in (*CTF_COLUMNS, "rotation", "translation")
         }
-        batch["images"] = torch.tensor(read_cropped(table, rows, size))
+        batch["images"] = torch.tensor(read_cropped(table.images_of(rows), table.samplings[0], table.samplings[0]))
         batch["translation"] *= (size + 1) / size
         projector.insert(*observer(batch))
     return projector.volume().numpy()

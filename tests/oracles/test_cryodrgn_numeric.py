@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drgn_ray.particles.normalise import hartley_std
+from drgn_ray.particles.normalise import measure
 from drgn_ray.physics.ctf import compute_ctf
 from drgn_ray.physics.fourier import fourier_crop, hartley, images_to_half_disc, translate
 from drgn_ray.physics.lattice import half_disc, hartley_from_half
@@ -112,7 +112,7 @@ def test_preprocessed_particles_are_cryodrgns(reference_data: Path) -> None:
     particles = torch.tensor(np.array(mrcfile.read(reference_data / "fixtures" / "hand.mrcs"), np.float32))
     expected = np.load(reference_data / "fixtures" / "hand_11_particles.npy")
     chosen = [43, 12, 53, 64, 31, 56, 75, 63, 27, 62, 96]
-    spread = hartley_std(particles)
+    spread = measure([(np.arange(len(particles)), particles)], len(particles)).hartley_std
     assert spread == pytest.approx(94.4595, abs=1e-3)
     observer = Observer(box_size=64, data_sign=-1, hartley_std=spread, window=True, ctf=False)
     count = len(chosen)

@@ -21,8 +21,10 @@ POINT_PX = np.array([17.0, 0.0, 0.0])  # the one voxel of pointmass.mrc, from th
 
 def correlations(table: ParticleTable, *, hand: int = 1, shift: int = 1, with_ctf: bool = True) -> np.ndarray:
     """Of RELION's coefficients with CTF times the phase ramp of where the point lands, image by image."""
-    points = half_disc(table.box_size)
-    seen = images_to_half_disc(torch.tensor(read_cropped(table, np.arange(len(table)), table.box_size)), points).numpy()
+    points = half_disc(table.samplings[0].box_size)
+    seen = images_to_half_disc(
+        torch.tensor(read_cropped(table, table.samplings[0], table.samplings[0])), points
+    ).numpy()
     parameters = {name: torch.tensor(table.columns[name], dtype=torch.float32) for name in CTF_COLUMNS}
     ctf = compute_ctf(points.freq, **parameters).numpy() if with_ctf else np.ones(seen.shape)
     landed = (table.columns["rotation"] @ POINT_PX)[:, :2] * [1, hand]

@@ -35,8 +35,8 @@ def centred_coefficients(star: Path, sign: int = 1) -> Tensor:
     table = read_particles(str(star), no_ctf=True)
     batch = {name: torch.tensor(table.columns[name]).float() for name in ("rotation", "translation", "apix")}
     batch["translation"] *= sign
-    batch["images"] = torch.tensor(read_cropped(table, np.arange(len(table)), table.box_size))
-    observer = Observer(box_size=table.box_size, data_sign=1, hartley_std=1.0, window=False, ctf=False)
+    batch["images"] = torch.tensor(read_cropped(table, table.samplings[0], table.samplings[0]))
+    observer = Observer(box_size=table.samplings[0].box_size, data_sign=1, hartley_std=1.0, window=False, ctf=False)
     return observer(batch).coefficients
 
 

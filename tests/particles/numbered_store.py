@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
 from drgn_ray.particles.schema import COLUMNS
 from drgn_ray.particles.store import StoreInfo, StoreWriter
@@ -39,7 +39,7 @@ def write_numbered(path: Path, shards: list[int] | None = None) -> StoreWriter:
     }
     columns["source_row"] = 2 * numbers
     writer = StoreWriter(str(path))
-    writer.create(info, columns, {"table": pd.DataFrame({"name": [f"particle {number}" for number in numbers]})})
+    writer.create(info, columns, {"table": pa.table({"name": [f"particle {number}" for number in numbers]})})
     for shard in range(writer.num_shards) if shards is None else shards:
         rows = np.array(writer.shard_rows(shard), np.float16)
         writer.write_shard(shard, np.broadcast_to(rows[:, None, None], (len(rows), BOX_SIZE, BOX_SIZE)))

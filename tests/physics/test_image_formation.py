@@ -113,6 +113,6 @@ def test_the_contrast_of_noisy_images_is_found(sign: float, kind: str) -> None:
     batch, _ = observed(500, sign)
     images = batch.pop("images")
     noisy = images + 3 * images.std() * torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
-    contrast = decide_contrast(noisy, batch, box_size=SIZE, has_ctf=True)
+    contrast = decide_contrast(noisy, batch, has_ctf=True)
     assert contrast.data_sign == sign
     assert f"protein is {kind}" in contrast.evidence

@@ -1,0 +1,175 @@
+"""Downsample a stack with `cryodrgn downsample` and with `drgn-ray convert`, in turn and on the same cores.
+
+python -m benchmarks.downsample --cryodrgn /opt/cryodrgn/bin/cryodrgn
+
+The stack is read once before, so that both find it in the page cache, and what was written is on the disk before the
+next command starts.  Start-up is the time of the same command on 16 images; a conversion of so few starts no Ray, so
+Ray's own start stays in the times of --workers 1 and more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import mrcfile
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from benchmarks.common import BATCH, DRGN_RAY, environment, print_table, write_stack
+from drgn_ray.particles.store import ParticleStore
+
+FEW = 16
+LARGEST_DIFFERENCE = 1e-4  # of the standard deviation; float32 rounds at about 1e-6 of it
+MRCS, STORE = "downsampled.mrcs", "downsampled.zarr"
+
+
+@dataclass
+class Contestant:
+    """A command that downsamples a stack, and its times in seconds."""
+
+    name: str
+    words: list[str]
+    output: str
+    environment: dict[str, str]
+    startups: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, folder: Path) -> float:
+        """Downsample the folder's stack; return the seconds it took."""
+        output = folder / self.output
+        if output.is_dir():
+            shutil.rmtree(output)
+        output.unlink(missing_ok=True)
+        os.sync()
+        start = time.monotonic()
+        result = subprocess.run(self.words, cwd=folder, env=self.environment, capture_output=True, text=True)
+        seconds = time.monotonic() - start
+        if result.returncode:
+            raise SystemExit(f"{self.name} ended with exit code {result.returncode}:\n{result.stdout}{result.stderr}")
+        return seconds
+
+    @property
+    def work(self) -> float:
+        """Median seconds without the start-up."""
+        return median(self.seconds) - median(self.startups)
+
+
+def main() -> int:
+    """Run the benchmark; return 1 if the two programs' images differ."""
+    arguments = _parse()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+    contestants = [_cryodrgn(arguments), *(_drgn_ray(workers, arguments) for workers in arguments.workers)]
+    with tempfile.TemporaryDirectory(prefix="downsample_", dir=arguments.folder) as name:
+        few, many = Path(name, "few"), Path(name, "many")
+        write_source(few, FEW, arguments.box_size)
+        write_source(many, arguments.num_images, arguments.box_size)
+        read_through(many / "stack.mrcs")
+        for _ in range(arguments.repeats):
+            for contestant in contestants:
+                contestant.startups.append(contestant.run(few))
+                contestant.seconds.append(contestant.run(many))
+        difference = largest_difference(many / MRCS, many / STORE)
+    _report(arguments, contestants)
+    print(f"\nlargest difference: {difference:.1e} of the standard deviation")
+    return int(difference > LARGEST_DIFFERENCE)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-images", type=int, default=4000)
+    parser.add_argument("--box-size", type=int, default=256, help="px")
+    parser.add_argument("-D", dest="target", type=int, default=128, help="box size to downsample to, px")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cores", type=int, choices=(1, 2), default=2, help="cores the programs may use")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="each is timed; 0 is without Ray")
+    parser.add_argument("--cryodrgn", default=os.environ.get("DRGN_RAY_CRYODRGN"), help="path of cryodrgn")
+    parser.add_argument("--folder", help="where the stack and the results are put for the time")
+    arguments = parser.parse_args()
+    if arguments.cryodrgn is None:
+        parser.error("pass --cryodrgn PATH, or set DRGN_RAY_CRYODRGN")
+    return arguments
+
+
+def _cryodrgn(arguments: argparse.Namespace) -> Contestant:
+    words = [arguments.cryodrgn, "downsample", "stack.mrcs", "-D", str(arguments.target), "-o", MRCS]
+    its_own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return Contestant("cryodrgn downsample", words, MRCS, its_own)
+
+
+def _drgn_ray(workers: int, arguments: argparse.Namespace) -> Contestant:
+    settings = ["-D", str(arguments.target), "--dtype", "float32", "--workers", str(workers), "-o", STORE]
+    words = ["convert", "stack.mrcs", "--poses", "pose.pkl", "--no-ctf", "--apix", "1", *settings]
+    return Contestant(f"drgn-ray convert --workers {workers}", [*DRGN_RAY, *words], STORE, environment())
+
+
+def write_source(folder: Path, num_images: int, box_size: int) -> None:
+    """Write a stack of a white blob in noise, and random poses."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    axis = np.linspace(-1, 1, box_size, endpoint=False, dtype=np.float32)
+    blob = np.exp(-8 * (axis[:, None] ** 2 + axis**2))
+    write_stack(
+        folder / "stack.mrcs",
+        num_images,
+        box_size,
+        lambda count: blob + rng.standard_normal((count, box_size, box_size), np.float32),
+    )
+    poses = Rotation.random(num_images, random_state=rng).as_matrix(), np.zeros((num_images, 2))
+    (folder / "pose.pkl").write_bytes(pickle.dumps(poses))
+
+
+def read_through(path: Path) -> None:
+    """Read a file once, so that it is in the page cache."""
+    with open(path, "rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+def largest_difference(mrcs: Path, store_path: Path) -> float:
+    """Compare the two programs' images; return the largest difference over the standard deviation."""
+    store = ParticleStore(store_path)
+    largest = 0.0
+    with mrcfile.mmap(mrcs) as file:
+        assert file.data.shape == store.images.shape, (file.data.shape, store.images.shape)
+        for start in range(0, len(store), BATCH):
+            rows = slice(start, min(start + BATCH, len(store)))
+            ours, theirs = store.read_images(rows) * store.info.scale, file.data[rows]
+            largest = max(largest, float(np.abs(ours - theirs).max() / theirs.std()))
+    return largest
+
+
+def _report(arguments: argparse.Namespace, contestants: list[Contestant]) -> None:
+    print(
+        f"{arguments.num_images:,} images, {arguments.box_size} to {arguments.target} px, float32,"
+        f" {arguments.cores} cores, {arguments.repeats} repeats\n"
+    )
+    first = contestants[0]
+    print_table(
+        ["command", "min s", "median s", "images/s", "speed", "start-up s", "speed without start-up"],
+        [
+            [
+                one.name,
+                f"{min(one.seconds):.2f}",
+                f"{median(one.seconds):.2f}",
+                f"{arguments.num_images / median(one.seconds):,.0f}",
+                f"{median(first.seconds) / median(one.seconds):.2f}x",
+                f"{median(one.startups):.2f}",
+                f"{first.work / one.work:.2f}x",
+            ]
+            for one in contestants
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

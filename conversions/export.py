@@ -1,0 +1,189 @@
+"""A selection of particles written back in the formats of the field: STAR, CS, MRC stacks and lists of rows.
+
+A table that came from the same format is written as it was read, with every column.  From another format it is made
+of the store's columns; either way it names the original images.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from conversions import cryodrgn_write, csdat, relion, star
+from drgn_ray import units
+from drgn_ray.errors import ConfigError
+from drgn_ray.particles.schema import COLUMN
+from drgn_ray.particles.store import ParticleStore
+
+Rows = Int[np.ndarray, " n"]
+DARK, WHITE = -1.0, 1.0
+
+
+def export(store: ParticleStore, rows: Rows, outputs: Sequence[str]) -> None:
+    """Write rows of a store to every output, whose suffix says what it is.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown suffix, before anything is written.
+    """
+    writers = [_writer_of(output) for output in outputs]
+    for output, write in zip(outputs, writers, strict=True):
+        path = Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with cryodrgn_write.made_whole(path) as partial:
+            write(store, rows, partial)
+
+
+def _writer_of(output: str) -> Callable[[ParticleStore, Rows, Path], None]:
+    suffix = Path(output).suffix
+    if "://" in output or suffix not in _WRITERS:
+        raise ConfigError(f"-o {output}", f"its name ends in none of {', '.join(_WRITERS)}", "pass a file of that kind")
+    return _WRITERS[suffix]
+
+
+def _write_star(store: ParticleStore, rows: Rows, path: Path) -> None:
+    tables = store.tables()
+    original = relion.star_file_of({**tables, "table": tables["table"].take(rows)})
+    star.write_star_file(str(path), _star_of_columns(store, rows) if original is None else original)
+
+
+def _write_cs(store: ParticleStore, rows: Rows, path: Path) -> None:
+    original = csdat.from_arrow(store.table().take(rows))
+    csdat.write_cs(str(path), _cs_of_columns(store, rows) if original is None else original)
+
+
+def _write_stack(store: ParticleStore, rows: Rows, path: Path) -> None:
+    cryodrgn_write.write_stack(path, store, rows)
+
+
+def _write_rows(store: ParticleStore, rows: Rows, path: Path) -> None:
+    """Write 0-based rows of the source table."""
+    chosen = store.columns["source_row"][rows]
+    suffix = Path(path.name.removesuffix(".partial")).suffix
+    if suffix == ".pkl":
+        cryodrgn_write.write_selection(path, chosen)
+    elif suffix == ".npy":
+        with open(path, "wb") as file:
+            np.save(file, chosen)
+    else:
+        np.savetxt(path, chosen, fmt="%d")
+
+
+_WRITERS: dict[str, Callable[[ParticleStore, Rows, Path], None]] = {
+    ".star": _write_star,
+    ".cs": _write_cs,
+    ".mrcs": _write_stack,
+    ".pkl": _write_rows,
+    ".npy": _write_rows,
+    ".txt": _write_rows,
+}
+
+
+class _Images(NamedTuple):
+    """Stack (as the source names it) and 0-based image of every row."""
+
+    stack: pa.Array
+    index: Int[np.ndarray, " n"]
+
+
+def _original_images(store: ParticleStore, rows: Rows) -> _Images:
+    table = store.table().take(rows)
+    names = table.column_names
+    if relion.IMAGE_NAME in names:
+        parts = relion.split_image_names(table[relion.IMAGE_NAME])
+        return _Images(parts.stack, units.image_index_from_relion(parts.number))
+    if "blob/path" in names:
+        paths = table["blob/path"].cast(pa.string()).combine_chunks()
+        return _Images(pc.replace_substring_regex(paths, "^>", ""), table["blob/idx"].to_numpy().astype(np.int64))
+    return _Images(table["stack"].cast(pa.string()).combine_chunks(), table["image"].to_numpy())
+
+
+def _star_of_columns(store: ParticleStore, rows: Rows) -> star.StarFile:
+    """Make a RELION 3.1 file of the columns, for particles that came from elsewhere."""
+    columns = {name: values[rows] for name, values in store.columns.items()}
+    images = _original_images(store, rows)
+    numbers = pc.utf8_lpad(pa.array(units.relion_from_image_index(images.index)).cast(pa.string()), 6, "0")
+    particles: dict[str, object] = {relion.IMAGE_NAME: pc.binary_join_element_wise(numbers, images.stack, "@")}
+    particles |= dict(zip(COLUMN["rotation"].relion, units.relion_from_rotation(columns["rotation"]).T, strict=True))
+    particles |= dict(zip(COLUMN["translation"].relion, columns["translation"].T, strict=True))
+    in_particles = ["ctf_scalefactor", "ctf_bfactor"]
+    in_optics = []
+    if store.info.has_ctf:
+        in_particles += ["defocus_u", "defocus_v", "defocus_angle", "phase_shift"]
+        in_optics += ["voltage", "cs", "amplitude_contrast"]
+    if columns["half_set"].all():
+        in_particles.append("half_set")
+    particles |= {COLUMN[name].relion[0]: columns[name] for name in in_particles}
+    group, first = _optics_groups([columns[name] for name in ("source_box_size", "source_apix", *in_optics)])
+    particles["rlnOpticsGroup"] = group + 1
+    optics: dict[str, object] = {
+        "rlnOpticsGroup": np.arange(1, len(first) + 1),
+        "rlnOpticsGroupName": [f"opticsGroup{number}" for number in range(1, len(first) + 1)],
+        **{COLUMN[name].relion[0]: columns[name][first] for name in in_optics},
+        "rlnImagePixelSize": columns["source_apix"][first],
+        "rlnImageSize": columns["source_box_size"][first],
+        "rlnImageDimensionality": np.full(len(first), 2),
+    }
+    blocks = (("optics", optics), ("particles", particles))
+    return star.StarFile(
+        tuple(star.StarBlock(name, star.text_table(block), True) for name, block in blocks), star.RELION_31
+    )
+
+
+def _optics_groups(parts: list[np.ndarray]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " G"]]:
+    """Find the different combinations of some columns: each row's number, and the first row of each."""
+    _, first, group = np.unique(
+        np.stack(parts, axis=-1).astype(np.float64), axis=0, return_index=True, return_inverse=True
+    )
+    return group.ravel(), first
+
+
+def _cs_of_columns(store: ParticleStore, rows: Rows) -> np.ndarray:
+    """Make a cryoSPARC table of the columns, for particles that came from elsewhere."""
+    columns = {name: values[rows] for name, values in store.columns.items()}
+    images = _original_images(store, rows)
+    paths = np.array(images.stack.to_numpy(zero_copy_only=False), dtype="S")
+    white = store.info.data_sign < 0 if store.info.has_ctf else store.info.data_sign > 0
+    fields: dict[str, np.ndarray] = {
+        "uid": _uids(store.info.table_sha256, columns["source_row"]),
+        "blob/path": paths,
+        "blob/idx": images.index.astype(np.uint32),
+        "blob/shape": np.repeat(columns["source_box_size"].astype(np.uint32)[:, None], 2, axis=1),
+        "blob/psize_A": columns["source_apix"],
+        "blob/sign": np.full(len(rows), WHITE if white else DARK, np.float32),
+        "alignments3D/split": np.maximum(columns["half_set"], 1).astype(np.uint32) - 1,
+        "alignments3D/shift": (columns["translation"] / columns["source_apix"][:, None]).astype(np.float32),
+        "alignments3D/pose": units.cryosparc_from_rotation(columns["rotation"]).astype(np.float32),
+        "alignments3D/psize_A": columns["source_apix"],
+    }
+    if store.info.has_ctf:
+        fields["ctf/type"] = np.full(len(rows), b"imported")
+        fields["ctf/exp_group_id"] = columns["optics_group"].astype(np.uint32)
+        for name in ("defocus_u", "defocus_v", "voltage", "cs", "amplitude_contrast", "ctf_scalefactor", "ctf_bfactor"):
+            fields[COLUMN[name].cryosparc] = columns[name]
+        for name in ("defocus_angle", "phase_shift"):
+            fields[COLUMN[name].cryosparc] = np.deg2rad(columns[name])
+    table = np.zeros(len(rows), [(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
+    for name, values in fields.items():
+        table[name] = values
+    return table
+
+
+def _uids(table_sha256: str, source_row: Int[np.ndarray, " n"]) -> np.ndarray:
+    """Give every row of a source a number of its own, the same whenever it is exported.
+
+    An odd factor permutes the 64-bit numbers, so that no two rows of a table share one.
+    """
+    start = int.from_bytes(hashlib.sha256(table_sha256.encode()).digest()[:8], "little")
+    return source_row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)

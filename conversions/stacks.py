@@ -1,0 +1,145 @@
+"""Image stacks as a source of their own, and finding the stacks that a table names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from conversions import files, mrcs
+from conversions.table import Columns, Locations, single_particles
+from drgn_ray.errors import ParticleFileError
+
+
+TRIED = 8  # names, to find the folder that they start from
+
+
+def find_stacks(path: str, names: Sequence[str], datadir: str | None) -> tuple[tuple[str, ...], list[bool]]:
+    """Say where the stacks that a table names should be, and which of them are there.
+
+    Parameters
+    ----------
+    path
+        The table, from whose folder or a folder above it names start.
+    datadir
+        Folder that names start from, or that holds the stacks themselves.
+    """
+    folder = files.folder_of(path)
+    if datadir is None:
+        root = max(files.parents(folder), key=lambda root: _num_there(root, names[:TRIED]))  # the nearest of equals
+        found = [files.join(root, name) for name in names]
+        there = files.at_the_same_time(files.is_file, found)
+    else:
+        root = files.absolute(datadir)
+        found = [files.join(root, name) for name in names]
+        there = files.at_the_same_time(files.is_file, found)
+        flat = [files.join(root, name.rpartition("/")[2]) for name in names]
+        for number in [number for number, is_there in enumerate(there) if not is_there]:
+            found[number], there[number] = flat[number], files.is_file(flat[number])
+    return tuple(found), there
+
+
+def _num_there(root: str, names: Sequence[str]) -> int:
+    return sum(files.at_the_same_time(files.is_file, [files.join(root, name) for name in names]))
+
+
+def locate(path: str, named: Locations, datadir: str | None) -> Locations:
+    """Find the stacks that a table names (`find_stacks`); refuse where one is missing."""
+    found, there = find_stacks(path, named.stacks, datadir)
+    missing = [name for name, is_there in zip(found, there, strict=True) if not is_there]
+    if missing:
+        raise ParticleFileError(
+            path,
+            f"{len(missing)} of its {len(found)} image files are missing, the first is {missing[0]}",
+            "pass --datadir FOLDER, the folder the paths in the file start from",
+        )
+    return named._replace(stacks=found)
+
+
+def read_headers(stacks: tuple[str, ...]) -> tuple[mrcs.StackHeader, ...]:
+    """Read and check the headers of all stacks."""
+    return tuple(files.at_the_same_time(mrcs.read_header, stacks))
+
+
+class StackSource:
+    """An MRC stack, or a ``.txt`` list of stacks (a path a line, from the list's folder); images and nothing else."""
+
+    protein_is_white = None
+
+    def __init__(self, path: str, datadir: str | None) -> None:
+        self.path = path
+        self.assumptions: list[str] = []
+        is_list = path.endswith(".txt")
+        self.files = (path,) if is_list else ()
+        names = read_list(path) if is_list else (files.absolute(path),)
+        nothing = np.zeros(0, np.int64)
+        named = Locations(names, nothing, nothing)
+        self._headers = read_headers(locate(path, named, datadir).stacks if is_list else names)
+        self._first = np.cumsum([0] + [header.num_images for header in self._headers])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """Stack and 0-based image of every row."""
+        where = self.locations(np.arange(len(self)))
+        return {"table": pa.table({"image": where.index_of, "stack": pa.array(where.stacks).take(where.stack_of)})}
+
+    def check_raw(self) -> None:
+        """Nothing is said of filtered images."""
+
+    def images_named(self, rows: Int[np.ndarray, " n"]) -> Locations:
+        """Find the images of some rows: the stacks were found before."""
+        return self.locations(rows)
+
+    def locations(self, rows: Int[np.ndarray, " n"]) -> Locations:
+        """Find the images of some rows."""
+        stack_of = np.searchsorted(self._first, rows, side="right") - 1
+        return Locations(tuple(header.path for header in self._headers), stack_of, rows - self._first[stack_of])
+
+    def pixel_size(self) -> Float[np.ndarray, " N"]:
+        """Refuse: a header's pixel size is wrong too often."""
+        says = self._headers[0].apix
+        hint = f" (its header says {says:g}, which is often wrong)" if says else ""
+        raise ParticleFileError(
+            self.path, f"no pixel size without a ctf.pkl{hint}", "pass --apix with the Å/px of the images"
+        )
+
+    def box_sizes(self) -> None:
+        """Nothing is said."""
+        return None
+
+    def rotation(self) -> Float[np.ndarray, "N 3 3"]:
+        """Refuse: an image stack has no poses."""
+        raise ParticleFileError(self.path, "an image stack has no poses of its own", "pass --poses pose.pkl")
+
+    def translation(self, apix: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:
+        """Refuse: an image stack has no poses."""
+        raise AssertionError("rotation has refused before")
+
+    def ctf_column(self, name: str) -> Float[np.ndarray, " N"]:
+        """Refuse: an image stack has no CTF."""
+        raise ParticleFileError(self.path, "an image stack has no CTF of its own", "pass --ctf ctf.pkl, or --no-ctf")
+
+    def aberrations(self) -> list[str]:
+        """Nothing is known."""
+        return []
+
+    def labels(self) -> Columns:
+        """Nothing is known."""
+        return single_particles(len(self))
+
+
+def read_list(path: str) -> tuple[str, ...]:
+    """Read the paths of a ``.txt`` list of stacks."""
+    try:
+        lines = files.read(path, "list of stacks").decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ParticleFileError(path, f"this is no list of stacks ({error})", "pass a text file") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ParticleFileError(path, "it names no stack", "write the path of one .mrcs file a line")
+    return names

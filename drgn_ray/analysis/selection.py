@@ -1,0 +1,77 @@
+"""Choosing particles: by k-means cluster, or by a box in the latent space; results are source rows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.training.embed import Latents
+from drgn_ray.training.run_directory import RunDirectory
+
+_RANGE = re.compile(r"z(\d+):([^:]*):([^:]*)")
+
+
+def newest_labels(run: RunDirectory, ksample: int | None) -> Path:
+    """Find the k-means labels of a run's newest analysis (with so many clusters, where there are several)."""
+    found = list(run.path.glob(f"analyze.*/kmeans{ksample or '*'}/labels.csv"))
+    if not found:
+        wanted = "" if ksample is None else f" --ksample {ksample}"
+        raise RunError(str(run.path), "it has no k-means labels", f"type `drgn-ray analyze {run.path}{wanted}` first")
+    epochs = {path: int(path.parents[1].name.removeprefix("analyze.")) for path in found}
+    newest = [path for path in found if epochs[path] == max(epochs.values())]
+    if len(newest) > 1:
+        numbers = ", ".join(sorted(path.parent.name.removeprefix("kmeans") for path in newest))
+        raise ConfigError("--clusters", f"the analysis has k-means of {numbers} clusters", "pass --ksample with one")
+    return newest[0]
+
+
+def in_clusters(labels_file: Path, clusters: str) -> Int[np.ndarray, " n"]:
+    """Source rows of the particles in some clusters, written as 3,7."""
+    try:
+        wanted = [int(word) for word in clusters.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--clusters {clusters}", "these are no numbers", "pass them as 3,7") from error
+    try:
+        table = pd.read_csv(labels_file)
+        labels, source_row = table["label"].to_numpy(np.int64), table["source_row"].to_numpy(np.int64)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            str(labels_file),
+            f"this is no table with source_row and label ({error})",
+            "pass the labels.csv of a k-means",
+        ) from error
+    unknown = sorted(set(wanted) - set(labels.tolist()))
+    if unknown:
+        raise ConfigError(
+            f"--clusters {clusters}",
+            f"{labels_file} has no cluster {unknown[0]}",
+            f"pass numbers from {labels.min()} to {labels.max()}",
+        )
+    return source_row[np.isin(labels, wanted)]
+
+
+def in_box(latents: Latents, box: str) -> Int[np.ndarray, " n"]:
+    """Source rows of the particles in a box of the latent space, written as z0:-1:0.5,z2::3 (an end may be open)."""
+    inside = np.ones(len(latents.z), bool)
+    for word in box.split(","):
+        match = _RANGE.fullmatch(word.strip())
+        try:
+            if match is None:
+                raise ValueError(f"{word!r} is no range")
+            low, high = (float(end) if end else None for end in match.groups()[1:])
+        except ValueError as error:
+            raise ConfigError(f"--latent-box {box}", str(error), "pass ranges as z0:-1:0.5,z2::3") from error
+        axis = int(match.group(1))
+        if axis >= latents.z.shape[1]:
+            raise ConfigError(
+                f"--latent-box {box}", f"z has {latents.z.shape[1]} dimensions", f"pass z0 to z{latents.z.shape[1] - 1}"
+            )
+        inside &= (latents.z[:, axis] >= (-np.inf if low is None else low)) & (
+            latents.z[:, axis] <= (np.inf if high is None else high)
+        )
+    return latents.source_row[inside]
