@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -17,7 +18,8 @@ HEADER_BYTES = 1024
 BIG_ENDIAN_STAMP = 0x11
 BYTE_MODE = 0
 IMOD_STAMP, IMOD_SIGNED_BYTES = 1146047817, 1
-GAP_BYTES = 1 << 20  # a gap is read over where that is quicker than going to the next image
+GAP_BYTES = 1 << 18  # a gap is read over where that is quicker than going to the next image
+RUN_BYTES = 1 << 25  # of files in memory at a time
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,15 @@ def _has_unsigned_bytes(header: np.void) -> bool:
     return stamp == IMOD_STAMP and not flags & IMOD_SIGNED_BYTES
 
 
+class _Run(NamedTuple):
+    """Images that are read in one go: their places in the output, and the bytes of the file from first to last."""
+
+    places: Int[np.ndarray, " n"]
+    stack: StackHeader
+    start: int
+    end: int
+
+
 def read_images(
     stacks: Sequence[StackHeader], stack_of: Int[np.ndarray, " n"], index_of: Int[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n D D"]:
@@ -113,28 +124,43 @@ def read_images(
     sides = {stacks[stack].box_size for stack in np.unique(stack_of)}
     assert len(sides) == 1, sides
     side = sides.pop()
-    order = np.asarray(np.lexsort((index_of, stack_of)))
-    runs = [order[first:last] for first, last in _runs(stacks, stack_of[order], index_of[order])]
-    ranges = []
-    for run in runs:
-        stack = stacks[int(stack_of[run[0]])]
-        start, end = index_of[run[0]] * stack.image_bytes, (index_of[run[-1]] + 1) * stack.image_bytes
-        ranges.append((stack.path, stack.offset + int(start), stack.offset + int(end)))
     images = np.empty((len(index_of), side, side), np.float32)
-    for run, content, (path, start, end) in zip(runs, files.read_ranges(ranges), ranges, strict=True):
-        stack = stacks[int(stack_of[run[0]])]
-        if len(content) != end - start:
-            raise ParticleFileError(path, "the file became shorter while it was read", "copy it again")
-        values = np.frombuffer(content, stack.dtype).reshape(-1, side, side)
-        images[run] = values[index_of[run] - index_of[run[0]]]
+    for runs in _at_once(_runs(stacks, stack_of, index_of)):
+        contents = files.read_ranges([(run.stack.path, run.start, run.end) for run in runs])
+        for run, content in zip(runs, contents, strict=True):
+            if len(content) != run.end - run.start:
+                raise ParticleFileError(run.stack.path, "the file became shorter while it was read", "copy it again")
+            values = np.frombuffer(content, run.stack.dtype).reshape(-1, side, side)
+            index = index_of[run.places]
+            images[run.places] = values[index - index[0]]
     return images
 
 
 def _runs(
     stacks: Sequence[StackHeader], stack_of: Int[np.ndarray, " n"], index_of: Int[np.ndarray, " n"]
-) -> list[tuple[int, int]]:
-    """Cut a sorted list of images into runs that are read in one go: (first, last + 1)."""
-    gap = np.diff(index_of) - 1
-    largest = np.array([GAP_BYTES // stacks[stack].image_bytes for stack in stack_of[:-1]], np.int64)
-    breaks = np.flatnonzero((np.diff(stack_of) != 0) | (gap > largest)) + 1
-    return list(zip([0, *breaks.tolist()], [*breaks.tolist(), len(index_of)], strict=True))
+) -> Iterator[_Run]:
+    """List what is read in one go, in the order of the files."""
+    order = np.asarray(np.lexsort((index_of, stack_of)))
+    for places in np.split(order, np.flatnonzero(np.diff(stack_of[order])) + 1):
+        stack = stacks[int(stack_of[places[0]])]
+        index = index_of[places]
+        longest = max(RUN_BYTES // stack.image_bytes, 1)
+        is_far = np.diff(index) - 1 > GAP_BYTES // stack.image_bytes
+        is_full = np.diff(index // longest) != 0
+        for run in np.split(places, np.flatnonzero(is_far | is_full) + 1):
+            first, last = int(index_of[run[0]]), int(index_of[run[-1]])
+            start = stack.offset + first * stack.image_bytes
+            yield _Run(run, stack, start, start + (last + 1 - first) * stack.image_bytes)
+
+
+def _at_once(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
+    """Group runs that are in memory, and asked for, at the same time."""
+    group: list[_Run] = []
+    size = 0
+    for run in runs:
+        if group and size + run.end - run.start > RUN_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(run)
+        size += run.end - run.start
+    yield group

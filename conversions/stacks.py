@@ -12,7 +12,6 @@ from conversions import files, mrcs
 from conversions.table import Columns, Locations, single_particles
 from drgn_ray.errors import ParticleFileError
 
-
 TRIED = 8  # names, to find the folder that they start from
 
 

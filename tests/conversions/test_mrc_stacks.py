@@ -73,13 +73,15 @@ def test_a_stack_may_be_called_mrc(tmp_path: Path) -> None:
 @given(
     wanted=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=1, max_size=40),
     gap_bytes=st.sampled_from([0, 3 * 8 * 8 * 4, mrcs.GAP_BYTES]),
+    run_bytes=st.sampled_from([1, 2 * 8 * 8 * 4, mrcs.RUN_BYTES]),
 )
 def test_any_images_of_several_stacks_come_in_the_order_asked_for(
-    wanted: list[tuple[int, int]], gap_bytes: int
+    wanted: list[tuple[int, int]], gap_bytes: int, run_bytes: int
 ) -> None:
     images = np.random.default_rng(1).standard_normal((2, 9, 8, 8), np.float32)
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(mrcs, "GAP_BYTES", gap_bytes)
+        patch.setattr(mrcs, "RUN_BYTES", run_bytes)
         stacks = [mrcs.read_header(str(write_stack(Path(name) / f"{i}.mrcs", images[i]))) for i in range(2)]
         stack_of, index_of = np.array(wanted).T
         np.testing.assert_array_equal(mrcs.read_images(stacks, stack_of, index_of), images[stack_of, index_of])
