@@ -1,10 +1,14 @@
 """cryoDRGN's pickles: poses, CTF and selections, opened without running what they may hold."""
 
+# pyright: reportAttributeAccessIssue=false
+# (what a subclass of Python's own unpickler works with is not in pyright's stubs)
+
 from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, NamedTuple
+import re
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,20 +16,97 @@ from jaxtyping import Float, Int
 from conversions import files
 from drgn_ray.errors import ParticleFileError
 
+NOT_ORTHOGONAL = 1e-3  # of an entry of R Rᵀ; float32 is within 1e-6
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
-_ALLOWED = {
-    (module, name) for module in _NUMPY for name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+_NUMBER_TYPE = re.compile(r"[<>|=]?[biuf]\d{1,2}")
+_TEXT_ENCODING = "latin1"  # that of bytes in pickles of protocol 2 and before
+_NEVER_IN_ARRAYS = (
+    *(pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS, pickle.EMPTY_SET, pickle.ADDITEMS),
+    *(pickle.FROZENSET, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+)
+
+
+class _NumberType:
+    """A type of numbers by its name.
+
+    A real ``numpy.dtype`` would take flags from the pickle; with the wrong ones numpy follows any bytes as pointers.
+    """
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if not _NUMBER_TYPE.fullmatch(name):
+            raise pickle.UnpicklingError(f"it wants to load an array of {name[:20]}")
+        self.dtype = np.dtype(name)
+
+
+def _reconstruct(*_: Any) -> np.ndarray:
+    return np.empty(0)
+
+
+def _scalar(number_type: _NumberType, content: bytes) -> Any:
+    return _frombuffer(content, number_type, (1,))[0]
+
+
+def _frombuffer(content: bytes, number_type: _NumberType, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
+    """Make an array as numpy's function of this name does; `axes` is how an array of order K was transposed."""
+    if not isinstance(content, bytes):  # an array could be filled anew, which would leave this one without memory
+        raise pickle.UnpicklingError("it holds an array made of something else than bytes")
+    flat = np.frombuffer(content, number_type.dtype)
+    return flat.reshape(shape, order=order) if axes is None else flat.reshape(shape).transpose(axes)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != _TEXT_ENCODING:
+        raise pickle.UnpicklingError(f"it wants to encode as {encoding}")
+    return text.encode(_TEXT_ENCODING)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {("_codecs", "encode"): _encode} | {
+    (module, known): stands_for
+    for module in _NUMPY
+    for known, stands_for in {
+        "_reconstruct": _reconstruct,
+        "ndarray": None,  # what is passed to _reconstruct
+        "dtype": _NumberType,
+        "scalar": _scalar,
+        "_frombuffer": _frombuffer,
+    }.items()
 }
-_ALLOWED.add(("_codecs", "encode"))
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """Knows numpy arrays and plain containers, and nothing that could run code."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows arrays of numbers, lists and tuples, and nothing that could run code.
+
+    It is the one of pure Python: that of C sets gigabytes aside for a file of ten bytes that says so.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
-        return super().find_class(module, name)
+        return _ALLOWED[module, name]
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _NumberType):
+            target.dtype = target.dtype.newbyteorder(state[1])
+        elif isinstance(target, np.ndarray):
+            _, shape, number_type, is_fortran, content = state
+            target.__setstate__((1, shape, number_type.dtype, is_fortran, content))
+        else:
+            raise pickle.UnpicklingError("it holds an object")
+
+    def _load_bytearray(self) -> None:
+        """Read what is there, where the inherited one believes the length."""
+        self.append(bytes(self.read(int.from_bytes(self.read(8), "little"))))
+
+    def _refuse(self) -> NoReturn:
+        raise pickle.UnpicklingError("it holds a dictionary, a set or an object")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        **dict.fromkeys((code[0] for code in _NEVER_IN_ARRAYS), _refuse),
+        pickle.BUILD[0]: _build,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+    }
 
 
 def read_pickle(path: str) -> Any:
@@ -37,7 +118,7 @@ def read_pickles(path: str, count: int) -> list[Any]:
     """Read the first `count` of the pickles of numpy arrays that follow one another in a file."""
     content = io.BytesIO(files.read(path, "pickle"))
     try:
-        return [_NumpyUnpickler(content).load() for _ in range(count)]
+        return [_ArrayUnpickler(content).load() for _ in range(count)]
     except Exception as error:
         raise ParticleFileError(
             path, f"this is not a pickle of numpy arrays ({error})", "pass a file written by cryodrgn"
@@ -49,13 +130,13 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
     if path.endswith(".pkl"):
         chosen = _rows(path, read_pickle(path))
     else:
+        content = files.read(path, "selection")
         try:
-            content = files.read(path, "selection")
             if path.endswith(".npy"):
-                chosen = np.load(io.BytesIO(content), allow_pickle=False)
+                chosen = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
             else:
                 chosen = np.array(content.decode().replace(",", " ").split(), np.int64)
-        except (ValueError, EOFError, OverflowError) as error:
+        except Exception as error:
             raise ParticleFileError(
                 path, f"cannot be read as row numbers ({error})", "pass a .pkl, .npy or text file"
             ) from error
@@ -77,10 +158,11 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
 
 
 def _rows(path: str, values: Any) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise ParticleFileError(path, f"holds no list of row numbers ({error})", "pass a list of integers") from error
+    if isinstance(values, list | tuple) and all(isinstance(value, int | np.integer | np.bool_) for value in values):
+        values = np.array(values)
+    if not isinstance(values, np.ndarray | np.number):
+        raise ParticleFileError(path, "holds no list of row numbers", "pass a list of integers")
+    return np.asarray(values)
 
 
 class PosePickle(NamedTuple):
@@ -93,7 +175,7 @@ class PosePickle(NamedTuple):
 def read_poses(path: str, count: int) -> PosePickle:
     """Rotation matrices and shifts (fractions of the box) of a ``pose.pkl``."""
     poses = read_pickle(path)
-    parts = poses if isinstance(poses, tuple) and poses else (poses,)
+    parts = poses[:2] if isinstance(poses, tuple) and poses else (poses,)
     rotation = as_numbers(path, parts[0])
     fraction = as_numbers(path, parts[1]) if len(parts) > 1 else np.zeros((count, 2))
     if rotation.shape != (count, 3, 3) or fraction.shape != (count, 2):
@@ -111,6 +193,14 @@ def read_poses(path: str, count: int) -> PosePickle:
             f"the shift is {fraction[row]}, but shifts are fractions of the box",
             "divide them by the box size",
             row=row,
+        )
+    with np.errstate(all="ignore"):
+        off = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max(axis=(1, 2))
+        bad = np.flatnonzero((off > NOT_ORTHOGONAL) | (np.linalg.det(rotation) < 0))
+    if len(bad):
+        row = int(bad[0])
+        raise ParticleFileError(
+            path, f"{rotation[row].tolist()} is no rotation", "pass the pose.pkl that cryodrgn wrote", row=row
         )
     return PosePickle(rotation, fraction)
 
@@ -137,15 +227,23 @@ def read_ctf(path: str, count: int) -> CtfPickle:
         raise ParticleFileError(
             path, f"holds an array of shape {parameters.shape}, not ({count}, 9)", "pass the ctf.pkl of these particles"
         )
+    bad = np.flatnonzero(~(parameters[:, :2] > 0).all(axis=1))
+    if len(bad):
+        row = int(bad[0])
+        raise ParticleFileError(
+            path,
+            f"the images are said to have {parameters[row, 0]:g} px of {parameters[row, 1]:g} Å",
+            "make it again with `cryodrgn parse_ctf_star -D BOX --Apix APIX`",
+            row=row,
+        )
     names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
     return CtfPickle(parameters[:, 0] * parameters[:, 1], dict(zip(names, parameters[:, 2:].T, strict=True)))
 
 
 def as_numbers(path: str, values: Any) -> np.ndarray:
-    """Make a float64 array of what a file held."""
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
+    """Make a float64 array of an array that a file held."""
+    if not isinstance(values, np.ndarray):
         raise ParticleFileError(
-            path, f"holds no array of numbers ({error})", "pass the file of these particles"
-        ) from error
+            path, f"holds no array of numbers but a {type(values).__name__}", "pass the file of these particles"
+        )
+    return np.asarray(values, np.float64)

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from conversions.mrcs import HEADER_BYTES
 from drgn_ray import units
-from drgn_ray.errors import RunError
+from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.observation import CTF_COLUMNS
 from drgn_ray.progress import Progress
@@ -27,10 +27,15 @@ STACK_NAME, POSES_NAME, CTF_NAME = "particles.mrcs", "poses.pkl", "ctf.pkl"
 def made_whole(path: Path) -> Iterator[Path]:
     """Give another path to write a file or folder to, which takes its name when all of it is written."""
     partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
         yield partial
         partial.replace(path)
+    except OSError as error:
+        if path.suffix == partial.suffix:  # part of something that is made whole, which will say it
+            raise
+        raise ConfigError(str(path), f"it cannot be written ({error})", "mend that or pass another name") from error
     finally:
         _remove(partial)
 
@@ -46,8 +51,8 @@ def free_folder(path: str | Path) -> Path:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def write_pickle(path: Path, *objects: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,12 @@ from drgn_ray.particles.schema import COLUMN
 logger = logging.getLogger(__name__)
 
 REFINED, AB_INITIO = "alignments3D", "alignments_class_0"
-NOT_MODELLED = ("ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
+NOT_MODELLED = {  # and what says that there is none
+    "ctf/tilt_A": (0, 0),
+    "ctf/trefoil_A": (0, 0),
+    "ctf/tetra_A": (0, 0, 0, 0),
+    "ctf/anisomag": (1, 0, 0, 1),
+}
 IN_RADIANS = ("defocus_angle", "phase_shift")
 
 
@@ -63,7 +69,7 @@ class CryosparcSource:
         """What ``blob/sign`` says: -1 is dark protein on a bright ground."""
         if "blob/sign" not in self._names:
             return None
-        signs = np.unique(np.sign(self._table["blob/sign"]))
+        signs = np.unique(np.sign(self._numbers("blob/sign")))
         return bool(signs[0] > 0) if len(signs) == 1 else None
 
     @property
@@ -72,23 +78,17 @@ class CryosparcSource:
 
     def aberrations(self) -> list[str]:
         """Name the aberrations that the file has and that no part of drgn_ray models."""
-        identity = {"ctf/anisomag": (1, 0, 0, 1)}
-        return [
-            name
-            for name in NOT_MODELLED
-            if name in self._names
-            and self._table[name].any()
-            and not np.allclose(self._table[name], identity.get(name, 0))
-        ]
+        found = {name: self._numbers(name, len(NOT_MODELLED[name])) for name in NOT_MODELLED if name in self._names}
+        return [name for name, values in found.items() if values.any() and not np.allclose(values, NOT_MODELLED[name])]
 
     def check_raw(self) -> None:
         """Nothing is said of filtered images."""
 
     def images_named(self, rows: Int[np.ndarray, " n"]) -> Locations:
         """Read ``blob/path`` and ``blob/idx`` of some rows."""
-        index_of = self._field("blob/idx")[rows].astype(np.int64)  # uint32: products with image sizes would overflow
-        paths, stack_of = np.unique(self._field("blob/path")[rows], return_inverse=True)
-        names = tuple(path.decode().removeprefix(">") for path in paths.tolist())
+        index_of = self._field("blob/idx", "iu")[rows].astype(np.int64)  # uint32: times an image's size would overflow
+        paths, stack_of = np.unique(self._field("blob/path", "S")[rows], return_inverse=True)
+        names = tuple(os.fsdecode(path).removeprefix(">") for path in paths.tolist())
         return Locations(names, stack_of, index_of)
 
     def locations(self, rows: Int[np.ndarray, " n"]) -> Locations:
@@ -101,15 +101,15 @@ class CryosparcSource:
 
     def box_sizes(self) -> Float[np.ndarray, " N"] | None:
         """Read ``blob/shape``."""
-        return self._numbers("blob/shape")[:, 0] if "blob/shape" in self._names else None
+        return self._numbers("blob/shape", 2)[:, 0] if "blob/shape" in self._names else None
 
     def rotation(self) -> Float[np.ndarray, "N 3 3"]:
         """Read the rotation vectors."""
-        return units.rotation_from_cryosparc(self._numbers(self._pose_field("pose")))
+        return units.rotation_from_cryosparc(self._numbers(self._pose_field("pose"), 3))
 
     def translation(self, apix: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:
         """Read the shifts, which are in px of the size that their alignment says."""
-        shift = self._numbers(self._pose_field("shift"))
+        shift = self._numbers(self._pose_field("shift"), 2)
         own = f"{self.alignments}/psize_A"
         if self.hetrefine:
             return units.shift_px_to_angstrom(2 * shift, apix)
@@ -131,7 +131,7 @@ class CryosparcSource:
                 self.assumptions.append(f"no {field}, taken as {labels[name][0]:g}")
         split = COLUMN["half_set"].cryosparc
         if split in self._names:
-            labels["half_set"] = units.half_set_from_cryosparc(self._field(split))
+            labels["half_set"] = units.half_set_from_cryosparc(self._field(split, "iu"))
         return labels
 
     def _pose_field(self, name: str) -> str:
@@ -148,14 +148,22 @@ class CryosparcSource:
             _passthrough_remedy(self.path, "use the particles of a refinement job, or pass --poses pose.pkl"),
         )
 
-    def _field(self, name: str) -> np.ndarray:
+    def _field(self, name: str, kinds: str, *shape: int) -> np.ndarray:
+        """Read a field of one of these kinds of numpy and of this shape a row."""
         if name not in self._names:
             remedy = _passthrough_remedy(self.path, "pass --passthrough FILE.cs, the passthrough particles of that job")
             raise ParticleFileError(self.path, f"no {name} (found {_prefixes(self._names)})", remedy)
-        return self._table[name]
+        values = self._table[name]
+        if values.dtype.kind not in kinds or values.shape[1:] != shape:
+            raise ParticleFileError(
+                self.path,
+                f"{name} holds {values.dtype} of shape {values.shape[1:]} a row, which cryoSPARC does not write",
+                "pass the .cs file as cryoSPARC wrote it",
+            )
+        return values
 
-    def _numbers(self, name: str) -> np.ndarray:
-        return self._field(name).astype(np.float64)
+    def _numbers(self, name: str, *shape: int) -> np.ndarray:
+        return self._field(name, "iuf", *shape).astype(np.float64)
 
 
 def _prefixes(names: Sequence[str]) -> str:

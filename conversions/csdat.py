@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 from typing import Any
 
@@ -21,7 +22,9 @@ from drgn_ray.errors import ParticleFileError
 NUMPY_MAGIC, CSDAT_MAGIC = b"\x93NUMPY", b"\x95CSDAT"
 _DTYPE = "drgn_ray.dtype"
 _LARGEST_HEADER = 1 << 24
+_LONGEST_TEXT = 4096  # bytes, as of a path; each row gets as many as the longest
 _SCALARS = "iufb"
+_KINDS = f"{_SCALARS}SU"
 
 
 def read_cs(path: str) -> np.ndarray:
@@ -37,10 +40,21 @@ def read_cs(path: str) -> np.ndarray:
     except Exception as error:
         shown = " ".join(str(error).split())[:200]
         raise ParticleFileError(path, f"this is not a cryoSPARC table ({shown})", "pass a .cs file") from error
-    if table.dtype.names is None or table.ndim != 1:
+    if not table.dtype.names or not table.dtype.itemsize or table.ndim != 1:
         raise ParticleFileError(path, "this array has no named columns", "pass a .cs file")
     if not len(table):
         raise ParticleFileError(path, "the table is empty", "pass a .cs file with particles")
+    for name in table.dtype.names:
+        each = table.dtype[name].base
+        if (
+            each.kind not in _KINDS
+            or not each.isnative
+            or each.kind == "f"
+            and each.itemsize > 8
+            or not table[name].nbytes
+        ):
+            remedy = "pass the .cs file as cryoSPARC wrote it"
+            raise ParticleFileError(path, f"{name} holds {each}, which cryoSPARC does not write", remedy)
     return table
 
 
@@ -69,7 +83,9 @@ def _read_csdat(raw: bytes) -> np.ndarray:
         if dtype.kind not in _SCALARS:
             raise ValueError(f"column {name} of type {kind}")
         dims = (length, *(int(n) for n in (shape[0] if shape else ())))
-        needed = int(np.prod(dims, dtype=object)) * dtype.itemsize
+        if min(dims) < 1:
+            raise ValueError(f"column {name} of shape {dims}")
+        needed = math.prod(dims) * dtype.itemsize
         (size,) = struct.unpack("<I", take(4))
         content = take(size)
         if name in packed:
@@ -95,8 +111,9 @@ def _strings(heap: bytes, offsets: np.ndarray) -> np.ndarray:
     starts, inverse = np.unique(offsets, return_inverse=True)
     if starts[-1] >= len(heap):
         raise ValueError(f"a string is said to be at {starts[-1]} of {len(heap)} bytes")
-    ends = [heap.find(b"\0", start) for start in starts.tolist()]
-    words = [heap[start : end if end >= 0 else len(heap)] for start, end in zip(starts.tolist(), ends, strict=True)]
+    words = [heap[start : start + _LONGEST_TEXT + 1].partition(b"\0")[0] for start in starts.tolist()]
+    if max(map(len, words)) > _LONGEST_TEXT:
+        raise ValueError(f"a text of more than {_LONGEST_TEXT} bytes")
     return np.array(words, dtype="S")[inverse]
 
 

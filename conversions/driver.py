@@ -69,7 +69,11 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
     use = "inverted (times -1)" if info.data_sign < 0 else "as they are"
     logger.info("%s: %s; images are used %s", options.output, info.contrast, use)
     _write_shards(table, writer, info, target, options.num_workers)
-    writer.finish()
+    try:
+        writer.finish()
+    except OSError as error:
+        again = "mend that and give the same command again: all images are written"
+        raise StoreError(options.output, f"it cannot be marked as whole ({error})", again) from error
     return ParticleStore(options.output)
 
 

@@ -40,7 +40,6 @@ def export(store: ParticleStore, rows: Rows, outputs: Sequence[str]) -> None:
     writers = [_writer_of(output) for output in outputs]
     for output, write in zip(outputs, writers, strict=True):
         path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with cryodrgn_write.made_whole(path) as partial:
             write(store, rows, partial)
 

@@ -97,7 +97,12 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         return []
     files, _ = filesystem(ranges[0][0])
     names = [fsspec.core.strip_protocol(path) for path, _, _ in ranges]
-    return files.cat_ranges(names, [start for _, start, _ in ranges], [end for _, _, end in ranges], on_error="raise")
+    starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
+    try:
+        return files.cat_ranges(names, starts, ends, on_error="raise")
+    except OSError as error:
+        path = error.filename or ranges[0][0]
+        raise ParticleFileError(path, f"cannot be read ({error.strerror or error})", "check its permissions") from error
 
 
 def describe(path: str, *, checksum: bool = False) -> dict[str, Any]:

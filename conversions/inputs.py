@@ -116,7 +116,9 @@ def read_particles(
         columns["apix"] = source.pixel_size() if apix is None else np.full(count, apix)
     _warn_of_aberrations(source)
     columns = {name: values[rows] for name, values in columns.items()}
-    check_values(path, columns)
+    file_of = {"rotation": poses, **dict.fromkeys(CTF_OF_SOURCE, ctf)}
+    for name, values in columns.items():
+        check_values(file_of.get(name) or path, {"source_row": columns["source_row"], name: values})
 
     # What follows needs the images' headers, which are many files: all else was checked before.
     where = source.locations(rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,20 +131,22 @@ def _read_rows(path: str, name: str, labels: list[str], body: bytes) -> pa.Table
     if not body.strip():
         return pa.table({label: pa.array([], pa.large_string()) for label in labels})
     try:
-        parts = [
-            pa.Table.from_pandas(part, preserve_index=False)
-            for part in pd.read_csv(
-                io.BytesIO(body),
-                sep=r"\s+",
-                header=None,
-                names=[*labels, _TOO_MANY],
-                index_col=False,
-                dtype=str,
-                na_filter=False,
-                quotechar="'" if b"'" in body and _SINGLE_QUOTED.search(body) else '"',
-                chunksize=ROWS_AT_ONCE,
-            )
-        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # of values too many, which are found below
+            parts = [
+                pa.Table.from_pandas(part, preserve_index=False)
+                for part in pd.read_csv(
+                    io.BytesIO(body),
+                    sep=r"\s+",
+                    header=None,
+                    names=[*labels, _TOO_MANY],
+                    index_col=False,
+                    dtype=str,
+                    na_filter=False,
+                    quotechar="'" if b"'" in body and _SINGLE_QUOTED.search(body) else '"',
+                    chunksize=ROWS_AT_ONCE,
+                )
+            ]
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         shown = " ".join(str(error).split())
         raise ParticleFileError(path, f"data_{name} cannot be read as a table ({shown})", "mend that line") from error

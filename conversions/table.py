@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 
 from conversions.mrcs import StackHeader
 from drgn_ray.errors import ConfigError, ParticleFileError
+from drgn_ray.particles.schema import COLUMN
 from drgn_ray.physics.observation import CTF_COLUMNS
 
 CTF_OF_SOURCE = tuple(name for name in CTF_COLUMNS if name != "apix")
@@ -295,11 +296,16 @@ def check_values(source: str, columns: Columns) -> None:
     """Refuse numbers that cannot be meant, naming the first row."""
     row_of = columns["source_row"]
     for name, values in columns.items():
-        finite = np.isfinite(values.astype(np.float64)).reshape(len(values), -1).all(axis=1)
-        if not finite.all():
-            row = int(np.flatnonzero(~finite)[0])
+        dtype = COLUMN[name].dtype
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = values.astype(dtype)
+        is_good = np.isfinite(stored) if stored.dtype.kind == "f" else stored == values
+        bad = np.flatnonzero(~is_good.reshape(len(values), -1).all(axis=1))
+        if len(bad):
+            value = values[bad[0]]
+            what = f"which {dtype} does not hold" if np.isfinite(value).all() else "not a number"
             raise ParticleFileError(
-                source, f"{name} is {values[row]}, not a number", "remove or mend that row", row=int(row_of[row])
+                source, f"{name} is {value}, {what}", "remove or mend that row", row=int(row_of[bad[0]])
             )
     for name, low, high, unit in _RANGES:
         if name not in columns:

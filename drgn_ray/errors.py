@@ -3,6 +3,8 @@
 Everything else that fails is ours: a traceback and exit code 1.
 """
 
+LONGEST = 600  # letters of what was found
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -25,7 +27,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         place = self.source if self.row is None else f"{self.source}, row {self.row}"
-        return f"{place}: {self.found}; {self.remedy}."
+        found = self.found if len(self.found) <= LONGEST else f"{self.found[:LONGEST]}..."
+        sentence = f"{place}: {found}; {self.remedy}."
+        return "".join(letter if letter.isprintable() else " " for letter in sentence)  # what a file holds is quoted
 
 
 class ParticleFileError(UserError):

@@ -1,11 +1,15 @@
 """Reading and writing ``particles.zarr`` (Zarr v3, sharded, crc32c on every chunk).
 
+The attributes hold a digest of themselves and of every small file that has no checksum of its own.
+
 A store is whole when its attribute ``complete`` is true, which is written last.  Until then the records in
 ``progress/`` say which shards are done, so that a conversion that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +30,7 @@ from drgn_ray.particles.schema import COLUMN, COLUMNS
 FORMAT, FORMAT_VERSION = "drgn_ray.particles", 2
 CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 26
 _PREPARED = "prepared"
+_WITHOUT_CHECKSUM = ("zarr.json", ".parquet")  # how the names of files end; of chunks Zarr checks the crc32c
 _WRITE_ZEROS: Any = {"write_empty_chunks": True}  # else an image of zeros is a missing file
 
 
@@ -98,7 +103,7 @@ class StoreWriter:
         """Write everything but the images: arrays' metadata, the columns, the original tables."""
         chunk, shard = chunk_and_shard(info.num_particles, info.box_size, info.dtype)
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, **asdict(info)}
-        group = zarr.create_group(self.path, overwrite=True, zarr_format=3, attributes=attributes)
+        group = zarr.create_group(self.path, overwrite=True, zarr_format=3, attributes=_sealed(attributes))
         side = info.box_size
         group.create_array(
             "images",
@@ -142,8 +147,10 @@ class StoreWriter:
     def unfinished_info(self) -> StoreInfo | None:
         """Read the settings of an unfinished store at this path; None if there is none."""
         attributes = _attributes(self.path)
-        if attributes is None or attributes.get("format") != FORMAT or attributes["complete"]:
+        if attributes is None or attributes.get("format") != FORMAT or attributes.get("complete"):
             return None
+        if not _is_sealed(attributes):
+            raise StoreError(self.path, "its file zarr.json is damaged", "pass --overwrite to begin again")
         return _info(attributes)
 
     @property
@@ -191,7 +198,13 @@ class StoreWriter:
         for left_over in self.filesystem.glob(f"{self.root}/**/*.partial"):  # of a writer that was killed
             self.filesystem.rm(left_over)
         files = _data_files(self.path)
-        zarr.open_group(self.path, mode="r+").attrs.update({"files": files, "complete": True})
+        digests = {
+            name: hashlib.sha256(self.filesystem.cat_file(f"{self.root}/{name}")).hexdigest()
+            for name in files
+            if name.endswith(_WITHOUT_CHECKSUM)
+        }
+        attributes = zarr.open_group(self.path, mode="r+").attrs
+        attributes.update(_sealed({**attributes, "files": files, "sha256": digests, "complete": True}))
         self.filesystem.rm(f"{self.root}/progress", recursive=True)
 
 
@@ -213,23 +226,39 @@ class ParticleStore:
                 f" (format {attributes.get('format')!r}, version {attributes.get('format_version')!r})",
                 "convert the particles again with this version of drgn-ray",
             )
+        if not _is_sealed(attributes):
+            again = "convert the particles again with --overwrite"
+            raise StoreError(self.path, "its file zarr.json is damaged", again)
         self.info = _info(attributes)
-        if not attributes["complete"]:
+        if not attributes.get("complete"):
             raise StoreError(self.path, "its conversion did not finish", f"finish it with `{self.info.command}`")
-        self._check_files(attributes["files"])
+        self._files, self._digests = attributes["files"], attributes.get("sha256", {})
+        self._check_files()
+        self._read_checked("images/zarr.json")
         try:
             self.images = zarr.open_array(f"{self.path}/images", mode="r")
         except (ValueError, KeyError, TypeError) as error:  # whatever damaged metadata makes of Zarr
             raise self._damaged(f"its images/zarr.json is damaged ({error})") from error
 
-    def _check_files(self, expected: Mapping[str, int]) -> None:
+    def _check_files(self) -> None:
         """Check presence and size of every file: Zarr would read a missing one as zeros."""
         found = _data_files(self.path)
-        for name, size in expected.items():
+        for name, size in self._files.items():
             present = found.get(name)
             if present != size:
                 state = "is missing" if present is None else f"has {present} bytes, not {size}"
                 raise self._damaged(f"its file {name} {state}")
+        for name in found:
+            if name not in self._files and "/." not in f"/{name}":  # hidden ones are of file managers
+                raise StoreError(self.path, f"the file {name} is no part of it", "take that file away")
+
+    def _read_checked(self, name: str) -> bytes:
+        """Read a small file, or a table, and compare it with its digest (of stores that have them)."""
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        content = filesystem.cat_file(f"{root}/{name}")
+        if name in self._digests and hashlib.sha256(content).hexdigest() != self._digests[name]:
+            raise self._damaged(f"its file {name} is damaged")
+        return content
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(self.path, what, f"convert again: `{self.info.command} --overwrite`")
@@ -269,6 +298,7 @@ class ParticleStore:
         return {name: self._read_column(name) for name in COLUMN}
 
     def _read_column(self, name: str) -> Shaped[np.ndarray, "N *row"]:
+        self._read_checked(f"{name}/zarr.json")
         try:
             return np.asarray(zarr.open_array(f"{self.path}/{name}", mode="r")[...])
         except ValueError as error:
@@ -280,20 +310,18 @@ class ParticleStore:
 
     def table(self, name: str = "table") -> pa.Table:
         """Read an original table (or another block of its file), untouched; "table" has the rows that were kept."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        with filesystem.open(f"{root}/{name}.parquet", "rb") as file:
-            return pq.read_table(file)
+        return pq.read_table(pa.BufferReader(self._read_checked(f"{name}.parquet")))
 
     def tables(self) -> dict[str, pa.Table]:
         """Read all original tables by name."""
-        names = [name.removesuffix(".parquet") for name in _data_files(self.path) if name.endswith(".parquet")]
+        names = [name.removesuffix(".parquet") for name in self._files if name.endswith(".parquet")]
         return {name: self.table(name) for name in names}
 
 
 def _attributes(path: str) -> dict[str, Any] | None:
     try:
         return dict(zarr.open_group(path, mode="r").attrs)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # what is no zarr.json of Zarr's
         return None
 
 
@@ -303,6 +331,21 @@ def read_info(path: str) -> StoreInfo | None:
     if attributes is None or (attributes.get("format"), attributes.get("format_version")) != (FORMAT, FORMAT_VERSION):
         return None
     return _info(attributes)
+
+
+def _seal(attributes: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in attributes.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes with a digest of them, since Zarr keeps no checksum of its ``zarr.json``."""
+    return {**attributes, "seal": _seal(attributes)}
+
+
+def _is_sealed(attributes: Mapping[str, Any]) -> bool:
+    """Whether the attributes are as they were written; stores made before there were seals are taken as they are."""
+    return "seal" not in attributes or attributes["seal"] == _seal(attributes)
 
 
 def _info(attributes: Mapping[str, Any]) -> StoreInfo:

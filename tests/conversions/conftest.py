@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
-from star_sets import StarSet, random_set
+from star_sets import Refused, StarSet, random_set
 
 from drgn_ray.particles.store import ParticleStore
 from jobs.cli import main
@@ -37,3 +38,21 @@ def adk_cropped(adk_star: Path, tmp_path_factory: pytest.TempPathFactory) -> Par
     path = tmp_path_factory.mktemp("adk") / "32.zarr"
     assert main(["convert", str(adk_star), "-o", str(path), "-D", "32", "--workers", "0"]) == 0
     return ParticleStore(path)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Convert, check that it is refused in one sentence and leaves nothing behind; return the sentence."""
+
+    def convert(source: Path, *words: str) -> str:
+        output = tmp_path / "refused.zarr"
+        capsys.readouterr()
+        with warnings.catch_warnings(record=True) as warned:
+            assert main(["convert", str(source), "-o", str(output), "--workers", "0", *words]) == 2
+        assert [str(warning.message) for warning in warned] == []
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert not output.exists()
+        return lines[0].removeprefix("drgn-ray: ")
+
+    return convert

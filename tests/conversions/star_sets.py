@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import starfile
+from scipy.spatial.transform import Rotation
 
+Refused = Callable[..., str]  # converts, checks that it is refused, returns the sentence (conftest.py)
 FLOAT32_MODE, MACHINE_STAMP = 2, 0x4444
 
 
@@ -72,6 +75,41 @@ def random_set(folder: Path, count: int = 20, box_size: int = 16, seed: int = 0)
     )
     images = rng.standard_normal((count, box_size, box_size), np.float32)
     return StarSet(folder, images, particles, optics)
+
+
+def small_table(count: int = 12, side: int = 16) -> np.ndarray:
+    """A cryoSPARC table of images of noise."""
+    rng = np.random.default_rng(3)
+    fields = [
+        ("uid", "<u8"),
+        ("blob/path", "S20"),
+        ("blob/idx", "<u4"),
+        ("blob/shape", "<u4", (2,)),
+        ("blob/psize_A", "<f4"),
+        ("blob/sign", "<f4"),
+        ("ctf/exp_group_id", "<u4"),
+        ("ctf/accel_kv", "<f4"),
+        ("ctf/cs_mm", "<f4"),
+        ("ctf/amp_contrast", "<f4"),
+        ("ctf/df1_A", "<f4"),
+        ("ctf/df2_A", "<f4"),
+        ("ctf/df_angle_rad", "<f4"),
+        ("ctf/phase_shift_rad", "<f4"),
+        ("alignments3D/split", "<u4"),
+        ("alignments3D/shift", "<f4", (2,)),
+        ("alignments3D/pose", "<f4", (3,)),
+    ]
+    table = np.zeros(count, fields)
+    table["uid"] = rng.permutation(10_000)[:count]
+    table["blob/path"], table["blob/idx"] = b"stack.mrcs", np.arange(count)
+    table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = side, 2.0, 1.0
+    table["ctf/accel_kv"], table["ctf/cs_mm"], table["ctf/amp_contrast"] = 300, 2.7, 0.1
+    table["ctf/df1_A"], table["ctf/df2_A"] = rng.uniform(8e3, 2e4, (2, count))
+    table["ctf/df_angle_rad"], table["ctf/phase_shift_rad"] = 0.3, 0.1
+    table["alignments3D/split"] = np.arange(count) % 2
+    table["alignments3D/shift"] = rng.normal(0, 2, (count, 2))
+    table["alignments3D/pose"] = Rotation.random(count, rng=rng).as_rotvec()
+    return table
 
 
 def write_stack(path: Path, images: np.ndarray) -> Path:

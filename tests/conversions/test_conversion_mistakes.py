@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
@@ -10,30 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
-from star_sets import StarSet, random_set, write_empty_stacks_for
+from star_sets import Refused, StarSet, random_set, write_empty_stacks_for
 
 from drgn_ray.errors import StoreError
 from drgn_ray.particles import store as store_module
 from drgn_ray.particles.store import ParticleStore
 from jobs.cli import main
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Convert, check that it is refused in one sentence and leaves nothing behind; return the sentence."""
-
-    def convert(source: Path, *words: str) -> str:
-        output = tmp_path / "refused.zarr"
-        capsys.readouterr()
-        assert main(["convert", str(source), "-o", str(output), "--workers", "0", *words]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1
-        assert not output.exists()
-        return lines[0].removeprefix("drgn-ray: ")
-
-    return convert
 
 
 def test_a_table_without_defocus(star_set: StarSet, refused: Refused) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryosparc.dataset import CSDAT_FORMAT, Dataset
-from scipy.spatial.transform import Rotation
-from star_sets import write_empty_stack, write_stack
+from star_sets import small_table, write_empty_stack, write_stack
 
 from conversions import csdat
 from conversions.inputs import read_particles
@@ -26,40 +25,6 @@ def write_images_of(table: np.ndarray, folder: Path) -> None:
     for path in np.unique(table["blob/path"]):
         count = int(table["blob/idx"][table["blob/path"] == path].max()) + 1
         write_empty_stack(folder / path.decode().removeprefix(">"), count, side)
-
-
-def small_table(count: int = 12, side: int = 16) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    fields = [
-        ("uid", "<u8"),
-        ("blob/path", "S20"),
-        ("blob/idx", "<u4"),
-        ("blob/shape", "<u4", (2,)),
-        ("blob/psize_A", "<f4"),
-        ("blob/sign", "<f4"),
-        ("ctf/exp_group_id", "<u4"),
-        ("ctf/accel_kv", "<f4"),
-        ("ctf/cs_mm", "<f4"),
-        ("ctf/amp_contrast", "<f4"),
-        ("ctf/df1_A", "<f4"),
-        ("ctf/df2_A", "<f4"),
-        ("ctf/df_angle_rad", "<f4"),
-        ("ctf/phase_shift_rad", "<f4"),
-        ("alignments3D/split", "<u4"),
-        ("alignments3D/shift", "<f4", (2,)),
-        ("alignments3D/pose", "<f4", (3,)),
-    ]
-    table = np.zeros(count, fields)
-    table["uid"] = rng.permutation(10_000)[:count]
-    table["blob/path"], table["blob/idx"] = b"stack.mrcs", np.arange(count)
-    table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = side, 2.0, 1.0
-    table["ctf/accel_kv"], table["ctf/cs_mm"], table["ctf/amp_contrast"] = 300, 2.7, 0.1
-    table["ctf/df1_A"], table["ctf/df2_A"] = rng.uniform(8e3, 2e4, (2, count))
-    table["ctf/df_angle_rad"], table["ctf/phase_shift_rad"] = 0.3, 0.1
-    table["alignments3D/split"] = np.arange(count) % 2
-    table["alignments3D/shift"] = rng.normal(0, 2, (count, 2))
-    table["alignments3D/pose"] = Rotation.random(count, rng=rng).as_rotvec()
-    return table
 
 
 @pytest.fixture
