@@ -36,7 +36,7 @@ STORE = "particles.zarr"
 NUM_KILLS = 3
 POLL_SECONDS = 0.2
 MIB = 1 << 20
-# Eight shards of 128 MiB; at 128 px and float16 it would be one, for which no Ray is started.
+# 32 shards of 32 MiB; at 128 px and float16 they would be four, for which few kills find anything to interrupt.
 SHORT = {"num_images": 4000, "box_size": 256, "dtype": "float32"}
 PR_SET_CHILD_SUBREAPER = 36
 

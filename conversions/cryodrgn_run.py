@@ -332,7 +332,8 @@ def _read_latents(file: Path, zdim: int, store: ParticleStore) -> Latents:
             f"it holds arrays of shape {z.shape} and {z_logvar.shape} for {len(store):,} particles in {store.path}",
             "convert the particles it was trained on, with the same --ind",
         )
-    return in_source_order([Latents(z, z_logvar, store.columns["source_row"])])
+    rows = store.columns["source_row"]  # z is in the order in which the particles were asked for
+    return in_source_order([Latents(z, z_logvar, np.sort(rows) if store.info.in_file_order else rows)])
 
 
 def _read_history(file: Path, last_epoch: int, num_particles: int) -> list[dict[str, Any]]:

@@ -33,8 +33,6 @@ def made_whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        if path.suffix == partial.suffix:  # part of something that is made whole, which will say it
-            raise
         raise ConfigError(str(path), f"it cannot be written ({error})", "mend that or pass another name") from error
     finally:
         _remove(partial)
@@ -60,7 +58,7 @@ def write_pickle(path: Path, *objects: Any) -> None:
 
     Numpy 2 calls its own module ``numpy._core``, which numpy 1 may lack; both know the old name.
     """
-    with made_whole(path) as partial, open(partial, "wb") as file:
+    with open(path, "wb") as file:
         for content in objects:
             # Protocol 3 spells the name as text, once, before any data; later ones add its length.
             pickled = pickle.dumps(content, protocol=3)
@@ -93,16 +91,15 @@ def write_stack(path: Path, store: ParticleStore, rows: Int[np.ndarray, " n"]) -
     side = store.info.box_size
     order = np.argsort(rows, kind="stable")
     breaks = np.flatnonzero(np.diff(rows[order] // store.chunk_size)) + 1
-    with made_whole(path) as partial:
-        with mrcfile.new_mmap(partial, (len(rows), side, side), mrc_mode=2) as file:
-            file.set_image_stack()
-            file.voxel_size = store.info.apix
-            file.reset_header_stats()
-        with open(partial, "r+b") as file, Progress(path.name, len(rows), "images") as progress:
-            for places in np.split(order, breaks):
-                chunk = store.chunk_rows(int(rows[places[0]]) // store.chunk_size)
-                images = store.read_images(chunk).astype("<f4") * np.float32(store.info.scale)
-                for place in places:
-                    file.seek(HEADER_BYTES + int(place) * side * side * images.itemsize)
-                    file.write(images[rows[place] - chunk.start].tobytes())
-                progress.update(len(places))
+    with mrcfile.new_mmap(path, (len(rows), side, side), mrc_mode=2, overwrite=True) as file:
+        file.set_image_stack()
+        file.voxel_size = store.info.apix
+        file.reset_header_stats()
+    with open(path, "r+b") as file, Progress("write images", len(rows), "images") as progress:
+        for places in np.split(order, breaks):
+            chunk = store.chunk_rows(int(rows[places[0]]) // store.chunk_size)
+            images = store.read_images(chunk).astype("<f4") * np.float32(store.info.scale)
+            for place in places:
+                file.seek(HEADER_BYTES + int(place) * side * side * images.itemsize)
+                file.write(images[rows[place] - chunk.start].tobytes())
+            progress.update(len(places))

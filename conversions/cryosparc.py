@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
-from numpy.lib import recfunctions
 
 from conversions import files
 from conversions.csdat import read_cs, to_arrow
@@ -200,5 +199,10 @@ def _join(path: str, table: np.ndarray, other_path: str, other: np.ndarray) -> n
     if not new:
         logger.info("%s: it adds no field", other_path)
         return table
-    joined = recfunctions.append_fields(table, new, [other[name][where] for name in new], usemask=False)
-    return np.asarray(joined)
+    fields = [
+        (name, each.dtype[name]) for each, names in ((table, table.dtype.names or ()), (other, new)) for name in names
+    ]
+    joined = np.empty(len(table), fields)
+    for name, _ in fields:
+        joined[name] = other[name][where] if name in new else table[name]
+    return joined

@@ -24,8 +24,9 @@ from drgn_ray.physics.fourier import fourier_crop, fourier_resample
 from drgn_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
+LARGEST_MEAN = 100  # spreads: float16 then rounds by 2% of a spread
 WORTH_STARTING_RAY = 8  # shards; starting it takes as long as writing a few
-READ_BYTES = 1 << 25  # of float32 originals in memory at a time
+READ_BYTES = 1 << 23  # of float32 originals in memory at a time
 
 
 class Options(NamedTuple):
@@ -131,6 +132,13 @@ def _plan(table: ParticleTable, options: Options, target: Sampling) -> StoreInfo
     rows = normalise.sample_rows(len(table))
     apix = _stored_apix(table, target)
     measured = normalise.measure(_batches(table.images_of(rows), target, table.samplings[0]), len(rows))
+    if options.dtype == "float16" and abs(measured.pixel_mean) > LARGEST_MEAN * measured.pixel_std:
+        raise ParticleFileError(
+            table.source,
+            f"the mean of the pixels ({measured.pixel_mean:.4g}) is so far above their spread"
+            f" ({measured.pixel_std:.4g}) that float16 would round the images away",
+            "pass --dtype float32, or subtract the mean",
+        )
     scale = normalise.power_of_two_scale(measured.pixel_std)
     if options.data_sign is None:
         values = {name: torch.from_numpy(column[rows]).float() for name, column in table.columns.items()}
@@ -152,6 +160,8 @@ def _plan(table: ParticleTable, options: Options, target: Sampling) -> StoreInfo
         has_ctf=table.has_ctf,
         table_sha256=table.checksum(),
         sources=_describe_sources(table),
+        num_source_rows=table.num_source_rows,
+        in_file_order=table.in_file_order,
         command=options.command,
     )
 

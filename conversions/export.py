@@ -46,7 +46,9 @@ def export(store: ParticleStore, rows: Rows, outputs: Sequence[str]) -> None:
 
 def _writer_of(output: str) -> Callable[[ParticleStore, Rows, Path], None]:
     suffix = Path(output).suffix
-    if "://" in output or suffix not in _WRITERS:
+    if "://" in output:
+        raise ConfigError(f"-o {output}", "exports are written to local files", "pass a path")
+    if suffix not in _WRITERS:
         raise ConfigError(f"-o {output}", f"its name ends in none of {', '.join(_WRITERS)}", "pass a file of that kind")
     return _WRITERS[suffix]
 
@@ -66,26 +68,26 @@ def _write_stack(store: ParticleStore, rows: Rows, path: Path) -> None:
     cryodrgn_write.write_stack(path, store, rows)
 
 
-def _write_rows(store: ParticleStore, rows: Rows, path: Path) -> None:
-    """Write 0-based rows of the source table."""
-    chosen = store.columns["source_row"][rows]
-    suffix = Path(path.name.removesuffix(".partial")).suffix
-    if suffix == ".pkl":
-        cryodrgn_write.write_selection(path, chosen)
-    elif suffix == ".npy":
-        with open(path, "wb") as file:
-            np.save(file, chosen)
-    else:
-        np.savetxt(path, chosen, fmt="%d")
+def _write_pickle(store: ParticleStore, rows: Rows, path: Path) -> None:
+    cryodrgn_write.write_selection(path, store.columns["source_row"][rows])
+
+
+def _write_npy(store: ParticleStore, rows: Rows, path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, store.columns["source_row"][rows])
+
+
+def _write_text(store: ParticleStore, rows: Rows, path: Path) -> None:
+    np.savetxt(path, store.columns["source_row"][rows], fmt="%d")
 
 
 _WRITERS: dict[str, Callable[[ParticleStore, Rows, Path], None]] = {
     ".star": _write_star,
     ".cs": _write_cs,
     ".mrcs": _write_stack,
-    ".pkl": _write_rows,
-    ".npy": _write_rows,
-    ".txt": _write_rows,
+    ".pkl": _write_pickle,
+    ".npy": _write_npy,
+    ".txt": _write_text,
 }
 
 
@@ -153,7 +155,7 @@ def _cs_of_columns(store: ParticleStore, rows: Rows) -> np.ndarray:
     columns = {name: values[rows] for name, values in store.columns.items()}
     images = _original_images(store, rows)
     paths = np.array(images.stack.to_numpy(zero_copy_only=False), dtype="S")
-    white = store.info.data_sign < 0 if store.info.has_ctf else store.info.data_sign > 0
+    white = store.info.data_sign == units.sign_of_white_protein(store.info.has_ctf)
     fields: dict[str, np.ndarray] = {
         "uid": _uids(store.info.table_sha256, columns["source_row"]),
         "blob/path": paths,
@@ -161,11 +163,12 @@ def _cs_of_columns(store: ParticleStore, rows: Rows) -> np.ndarray:
         "blob/shape": np.repeat(columns["source_box_size"].astype(np.uint32)[:, None], 2, axis=1),
         "blob/psize_A": columns["source_apix"],
         "blob/sign": np.full(len(rows), WHITE if white else DARK, np.float32),
-        "alignments3D/split": np.maximum(columns["half_set"], 1).astype(np.uint32) - 1,
         "alignments3D/shift": (columns["translation"] / columns["source_apix"][:, None]).astype(np.float32),
         "alignments3D/pose": units.cryosparc_from_rotation(columns["rotation"]).astype(np.float32),
         "alignments3D/psize_A": columns["source_apix"],
     }
+    if columns["half_set"].all():
+        fields["alignments3D/split"] = units.cryosparc_from_half_set(columns["half_set"]).astype(np.uint32)
     if store.info.has_ctf:
         fields["ctf/type"] = np.full(len(rows), b"imported")
         fields["ctf/exp_group_id"] = columns["optics_group"].astype(np.uint32)

@@ -20,6 +20,7 @@ from conversions.relion import star_file_of
 from conversions.stacks import find_stacks, read_list
 from conversions.star import RELION_31
 from conversions.table import CTF_OF_SOURCE, Columns, Locations, Source, check_values
+from drgn_ray import units
 from drgn_ray.errors import ParticleFileError, UserError
 from drgn_ray.particles import normalise
 from drgn_ray.particles.store import ParticleStore, StoreInfo, StoreWriter, read_info
@@ -223,11 +224,6 @@ class Facts:
         return (ctf**2).mean(0).reshape(num_rings, CTF_AZIMUTHS).mean(1).numpy()
 
 
-def sign_of_white(has_ctf: bool) -> int:
-    """Sign that makes white protein positive, as `normalise.decide_contrast` has it."""
-    return -1 if has_ctf else 1
-
-
 def particle_facts(path: str, *, datadir: str | None, passthrough: Sequence[str], apix: float | None) -> Facts:
     """Read a STAR or ``.cs`` file, and of its images the headers and a sample."""
     source, attempt = open_source(path, datadir=datadir, passthrough=passthrough), Attempts()
@@ -420,7 +416,7 @@ def store_facts(path: str) -> Facts:
         said_box_size=np.full(info.num_particles, float(info.box_size)),
         sample=None if store is None else attempt("sampled images", _sample_store, store),
         sign=f"images are multiplied by {info.data_sign}; {info.contrast}",
-        protein_is_white=info.data_sign == sign_of_white(info.has_ctf),
+        protein_is_white=info.data_sign == units.sign_of_white_protein(info.has_ctf),
         has_ctf=info.has_ctf,
         unread=attempt,
         notes=_store_notes(path, info, store),

@@ -19,7 +19,9 @@ from conversions.table import (
     check_box_sizes,
     check_images,
     check_values,
+    find_samplings,
     no_ctf_columns,
+    num_repeated_images,
 )
 from drgn_ray import units
 from drgn_ray.errors import ConfigError, ParticleFileError
@@ -137,6 +139,7 @@ def read_particles(
     if source.assumptions:
         logger.info("%s: %s", path, "; ".join(source.assumptions))
     tables = {name: block.take(rows) if name == "table" else block for name, block in source.tables.items()}
+    samplings, sampling_of = find_samplings(box_sizes, columns["apix"])
     table = ParticleTable(
         source=path,
         files=(*source.files, *(name for name in (poses, ctf) if name is not None)),
@@ -145,10 +148,15 @@ def read_particles(
         index_of=where.index_of,
         columns=columns,
         tables=tables,
+        samplings=samplings,
+        sampling_of=sampling_of,
+        num_source_rows=count,
         has_ctf=not no_ctf,
         protein_is_white=source.protein_is_white,
     )
     check_images(path, table)
+    if repeated := num_repeated_images(table):
+        logger.warning("%s: %s rows show an image that another row shows too; all are kept", path, f"{repeated:,}")
     said = source.box_sizes()
     if said is not None and apix is None and given_ctf is None:
         check_box_sizes(path, table, said[rows])

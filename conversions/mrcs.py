@@ -19,7 +19,7 @@ BIG_ENDIAN_STAMP = 0x11
 BYTE_MODE = 0
 IMOD_STAMP, IMOD_SIGNED_BYTES = 1146047817, 1
 GAP_BYTES = 1 << 18  # a gap is read over where that is quicker than going to the next image
-RUN_BYTES = 1 << 25  # of files in memory at a time
+RUN_BYTES = 1 << 23  # of files in memory at a time
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class StackHeader:
     def image_bytes(self) -> int:
         """Bytes of an image in the file."""
         return self.box_size**2 * self.dtype.itemsize
+
+    @property
+    def is_cube(self) -> bool:
+        """Whether it is as deep as wide, as a volume is."""
+        return self.num_images == self.box_size
 
     @property
     def num_present(self) -> int:

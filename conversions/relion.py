@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_NAME = "rlnImageName"
 ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
-PARTICLE_OF_TILT = ("rlnTomoParticleName", "rlnGroupName", "rlnGroupNumber")
+TOMO_PARTICLE, WARP_PARTICLE = "rlnTomoParticleName", "rlnGroupName"
 NOT_MODELLED = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "rlnMagMat01")
 _CTF_REMEDY = "use the STAR file of a CtfRefine, Refine3D or Class3D job, or pass --no-ctf if the images carry no CTF"
 _OPTIONAL = ("half_set", "optics_group", "ctf_scalefactor", "ctf_bfactor")
@@ -191,15 +191,17 @@ class RelionSource:
         return labels | self._tilt_series(labels["ctf_scalefactor"], labels["ctf_bfactor"])
 
     def _tilt_series(self, scale: Float[np.ndarray, " N"], bfactor: Float[np.ndarray, " N"]) -> Columns:
-        """Group the images of a particle, if they are a tilt series: damped differently from each other.
+        """Group the images of a particle, if they are a tilt series.
 
-        Images of single particles have groups too (of micrographs), but one scale and B factor.
+        RELION 5 names the particle.  Warp and M name it as the group, and damp its tilts ever more, by B factors that
+        are never positive; single particles have groups too (of micrographs), but no such damping within one.
         """
-        name = next((name for name in PARTICLE_OF_TILT if self._has(name)), None)
+        name = next((name for name in (TOMO_PARTICLE, WARP_PARTICLE) if name in self._particles.column_names), None)
         if name is None:
             return {}
         particle = self._particles[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        if not (_varies_within(particle, scale) or _varies_within(particle, bfactor)):
+        is_damped = _varies_within(particle, scale) or _varies_within(particle, bfactor)
+        if name == WARP_PARTICLE and not (is_damped and (bfactor <= 0).all()):
             return {}
         (exposure,) = COLUMN["dose"].relion
         dose = self._numbers(exposure) if self._has(exposure) else units.dose_from_bfactor(bfactor)

@@ -34,10 +34,24 @@ def find_stacks(path: str, names: Sequence[str], datadir: str | None) -> tuple[t
         root = files.absolute(datadir)
         found = [files.join(root, name) for name in names]
         there = files.at_the_same_time(files.is_file, found)
-        flat = [files.join(root, name.rpartition("/")[2]) for name in names]
-        for number in [number for number, is_there in enumerate(there) if not is_there]:
-            found[number], there[number] = flat[number], files.is_file(flat[number])
+        absent = [number for number, is_there in enumerate(there) if not is_there]
+        flat = [files.join(root, names[number].rpartition("/")[2]) for number in absent]
+        for number, path_there, is_there in zip(absent, flat, files.at_the_same_time(files.is_file, flat), strict=True):
+            found[number], there[number] = path_there, is_there
+        _refuse_ambiguous(path, names, found, there)
     return tuple(found), there
+
+
+def _refuse_ambiguous(path: str, names: Sequence[str], found: list[str], there: list[bool]) -> None:
+    """Refuse if one file would stand for stacks of several folders."""
+    name_of: dict[str, str] = {}
+    for name, place, is_there in zip(names, found, there, strict=True):
+        if is_there and name_of.setdefault(place, name) != name:
+            raise ParticleFileError(
+                path,
+                f"{place} would be taken for both {name_of[place]} and {name}",
+                "pass as --datadir the folder that these paths start from",
+            )
 
 
 def _num_there(root: str, names: Sequence[str]) -> int:
@@ -76,6 +90,10 @@ class StackSource:
         nothing = np.zeros(0, np.int64)
         named = Locations(names, nothing, nothing)
         self._headers = read_headers(locate(path, named, datadir).stacks if is_list else names)
+        if not is_list and path.endswith(".mrc") and self._headers[0].is_cube:
+            raise ParticleFileError(
+                path, f"this is a volume of {self._headers[0].box_size} px, not a stack", "pass the particles' stack"
+            )
         self._first = np.cumsum([0] + [header.num_images for header in self._headers])
 
     def __len__(self) -> int:

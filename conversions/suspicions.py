@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from conversions.facts import Facts, Unread, sign_of_white
+from conversions.facts import Facts, Unread
 from conversions.table import find_samplings, largest_sampling
+from drgn_ray import units
 
 SAME_HEADER_APIX = 0.01  # relative; headers are rounded, and calibrations differ by more
 DEFOCUS_UNITS = ((1e-3, "m", "1e10"), (1e2, "µm", "10,000"))  # what is all below this was meant in that unit
@@ -108,7 +109,7 @@ def volume(facts: Facts) -> Iterator[Finding]:
     """Tell a volume from an image stack."""
     if facts.path.endswith(".mrc") and facts.images is not None:
         (header,) = facts.images.headers.values()
-        if header.num_images == header.box_size:
+        if header.is_cube:
             yield Finding(f"it is a cube of {header.box_size} px: rather a volume", "pass the particles' stack")
 
 
@@ -161,10 +162,10 @@ def samplings(facts: Facts) -> Iterator[Finding]:
         target = largest_sampling(found)
         shown = ", ".join(f"{sampling.box_size} px of {sampling.apix:.4g} Å" for sampling in found[:4])
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        yield Finding(
-            f"there are {len(found)} samplings ({shown}{more})",
-            f"convert brings all to {target.box_size} px of {target.apix:.4g} Å, or to less with -D",
-        )
+        remedy = f"convert brings all to {target.box_size} px of {target.apix:.4g} Å, or to less with -D"
+        if target.box_size < 2:
+            remedy = "they have no size in common: mend the pixel sizes, or convert the optics groups one by one"
+        yield Finding(f"there are {len(found)} samplings ({shown}{more})", remedy)
 
 
 def outlying_apix(facts: Facts) -> Iterator[Finding]:
@@ -314,7 +315,7 @@ def contrast(facts: Facts) -> Iterator[Finding]:
     said = facts.protein_is_white
     if facts.contrast is None or said is None:
         return
-    white = facts.contrast.data_sign == sign_of_white(facts.has_ctf)
+    white = facts.contrast.data_sign == units.sign_of_white_protein(facts.has_ctf)
     if white != said:
         yield Finding(
             f"protein is said to be {'white' if said else 'dark'}, but the images say {'white' if white else 'dark'}",

@@ -134,13 +134,14 @@ def find_samplings(
 def largest_sampling(samplings: tuple[Sampling, ...]) -> Sampling:
     """Find box and pixel size that all images can be brought to without inventing anything.
 
-    It is as wide as the narrowest image and as coarse as the coarsest.
+    It is as wide as the narrowest image and as coarse as the coarsest; 0 px where these exclude each other.
     """
     if len(samplings) == 1:
         return samplings[0]
     extent = min(sampling.extent for sampling in samplings)
-    box_size = math.floor(extent / max(sampling.apix for sampling in samplings) * (1 + 1e-6) / 2) * 2
-    return Sampling(box_size, extent / box_size)
+    coarsest = max(sampling.apix for sampling in samplings)
+    box_size = math.floor(extent / coarsest * (1 + 1e-6) / 2) * 2
+    return Sampling(box_size, extent / box_size if box_size else coarsest)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,12 @@ class ParticleTable:
         As in `Locations`.
     columns
         Columns of `drgn_ray.particles.schema` for the original images (`apix` of the original).
+    samplings, sampling_of
+        Box and pixel sizes of the whole table, and for every particle the number of its own (`find_samplings`).
+    num_source_rows
+        Rows of the source before any were chosen.
+    in_file_order
+        Whether rows were put in the order of their files.
     """
 
     source: str
@@ -166,8 +173,12 @@ class ParticleTable:
     index_of: Int[np.ndarray, " N"]
     columns: Columns
     tables: dict[str, pa.Table]
+    samplings: tuple[Sampling, ...]
+    sampling_of: Int[np.ndarray, " N"]
+    num_source_rows: int
     has_ctf: bool
     protein_is_white: bool | None = None
+    in_file_order: bool = False
 
     def __len__(self) -> int:
         return len(self.stack_of)
@@ -177,27 +188,14 @@ class ParticleTable:
         """D of every original image, px."""
         return np.array([stack.box_size for stack in self.stacks])[self.stack_of]
 
-    @cached_property
-    def sampling_of(self) -> Int[np.ndarray, " N"]:
-        """For every particle the number of its entry in `samplings`."""
-        return self._samplings[1]
-
-    @property
-    def samplings(self) -> tuple[Sampling, ...]:
-        """Different box and pixel sizes, the most frequent first."""
-        return self._samplings[0]
-
-    @cached_property
-    def _samplings(self) -> tuple[tuple[Sampling, ...], Int[np.ndarray, " N"]]:
-        return find_samplings(self.box_sizes, self.columns["apix"])
-
-    def largest_sampling(self) -> Sampling:
-        """As the function of this name, of these images."""
-        return largest_sampling(self.samplings)
-
     def sampling_at(self, box_size: int | None) -> Sampling:
         """Find the pixel size of a store of these images with a box size; None keeps all that the images hold."""
-        largest = self.largest_sampling()
+        largest = largest_sampling(self.samplings)
+        if largest.box_size < 2:
+            listed = ", ".join(f"{sampling.box_size} px of {sampling.apix:g} Å" for sampling in self.samplings)
+            raise ParticleFileError(
+                self.source, f"its images have no size in common ({listed})", "convert the optics groups one by one"
+            )
         box_size = largest.box_size if box_size is None else box_size
         if box_size % 2 or not 2 <= box_size <= largest.box_size:
             raise ConfigError(
@@ -222,6 +220,7 @@ class ParticleTable:
             self,
             stack_of=self.stack_of[rows],
             index_of=self.index_of[rows],
+            sampling_of=self.sampling_of[rows],
             columns={name: values[rows] for name, values in self.columns.items()},
             tables={**self.tables, "table": self.tables["table"].take(rows)},
         )
@@ -229,14 +228,17 @@ class ParticleTable:
     def in_order_of_files(self) -> ParticleTable:
         """Put rows in the order of the images in their files, where that saves many seeks; else keep their order.
 
-        Tables are mostly in that order; one that was shuffled would be read image by image.
+        Tables are mostly in that order; one that was shuffled would be read image by image.  Rows that the user chose
+        in an order of her own stay in it.
         """
+        if (np.diff(self.columns["source_row"]) < 0).any():
+            return self
         order = np.lexsort((self.index_of, self.stack_of))
         saved = self._seeks(np.arange(len(self))) - self._seeks(order)
         if saved < MANY_SEEKS:
             return self
         logger.info("%s: its rows are shuffled; they are stored in the order of the image files", self.source)
-        return self.take(order)
+        return replace(self.take(order), in_file_order=True)
 
     def _seeks(self, order: Int[np.ndarray, " N"]) -> int:
         follows = (np.diff(self.stack_of[order]) == 0) & (np.diff(self.index_of[order]) >= 0)
@@ -250,7 +252,8 @@ class ParticleTable:
             stacks=tuple(self.stacks[stack] for stack in used),
             stack_of=stack_of,
             index_of=self.index_of[rows],
-            columns={name: self.columns[name][rows] for name in ("apix", "source_row")},
+            sampling_of=self.sampling_of[rows],
+            columns={"source_row": self.columns["source_row"][rows]},
             tables={},
         )
 
@@ -267,6 +270,13 @@ def check_images(source: str, table: ParticleTable) -> None:
             "use the stack this table was written for",
             row=int(table.columns["source_row"][bad[0]]),
         )
+
+
+def num_repeated_images(table: ParticleTable) -> int:
+    """Count the rows whose image another row has already."""
+    order = np.lexsort((table.index_of, table.stack_of))
+    same = (np.diff(table.stack_of[order]) == 0) & (np.diff(table.index_of[order]) == 0)
+    return int(same.sum())
 
 
 def check_box_sizes(source: str, table: ParticleTable, said: Float[np.ndarray, " N"]) -> None:
@@ -289,6 +299,7 @@ _RANGES = (
     ("defocus_u", -2e5, 2e6, "Å"),
     ("defocus_v", -2e5, 2e6, "Å"),
     ("amplitude_contrast", 0, 1, ""),
+    ("half_set", 0, 2, ""),
 )
 
 

@@ -96,6 +96,19 @@ def half_set_from_cryosparc(split: Integer[np.ndarray, " N"]) -> Integer[np.ndar
     return split.astype(np.int64) + 1
 
 
+def cryosparc_from_half_set(half_set: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
+    """Turn half sets 1 and 2 into ``alignments3D/split``."""
+    return half_set.astype(np.int64) - 1
+
+
+def sign_of_white_protein(has_ctf: bool) -> int:
+    """Give the `data_sign` that makes density positive where protein is white.
+
+    Our CTF is negative at low frequency, so it turns white protein dark; without CTF white protein is as it should be.
+    """
+    return -1 if has_ctf else 1
+
+
 def dose_from_bfactor(bfactor: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """Turn ``rlnCtfBfactor`` (Å²) of a tilt series into the dose (e/Å²): B = -4 dose, as Warp and M write it."""
     return -bfactor / 4

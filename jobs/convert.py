@@ -14,7 +14,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -137,6 +137,12 @@ def _import(arguments: Arguments) -> None:
             "this is a folder, which can only be the output of cryoDRGN",
             "pass --store STORE with its particles, or a particle file",
         )
+    used = ("source", "output", "store", "epoch")
+    ignored = [field.name for field in fields(arguments) if field.name not in used]
+    ignored = [name for name in ignored if getattr(arguments, name) != getattr(Arguments, name)]
+    if ignored:
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        raise ConfigError(listed, f"it is of particles, and {arguments.source} is a folder", "leave it out")
     with job_frame(arguments.output) as frame:
         run = import_run(arguments.source, arguments.output, particles=arguments.store, epoch=arguments.epoch)
         frame.result(f"run {run.path}", f"next: drgn-ray analyze {arguments.output}")

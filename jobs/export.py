@@ -49,7 +49,7 @@ class Arguments:
     others: bool = False
     """Keep the particles that are not selected instead."""
     overwrite: bool = False
-    """Replace outputs that are there."""
+    """Replace files of -o that are there (a folder of --cryodrgn must be a new one)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,20 +71,24 @@ def _export(arguments: Arguments) -> None:
 
     if not arguments.output and arguments.cryodrgn is None:
         raise ConfigError("drgn-ray export", "it is not said what to write", "pass -o FILE or --cryodrgn FOLDER")
+    if arguments.clusters is None and not (arguments.labels is None and arguments.ksample is None):
+        raise ConfigError("--labels, --ksample", "it is not said which clusters", "pass --clusters too, as 3,7")
     for name in arguments.output:
         if Path(name).exists() and not arguments.overwrite:
             raise ConfigError(name, "something is already here", "pass another name, or --overwrite to replace it")
     run = RunDirectory(arguments.source) if (Path(arguments.source) / "config.yaml").is_file() else None
     store = ParticleStore(arguments.source if run is None else run.config().particles)
     rows = _selected_rows(arguments, run, store)
+    if arguments.cryodrgn is not None:
+        free_folder(arguments.cryodrgn)
+        if run is not None and len(rows) < len(store):
+            raise ConfigError("--cryodrgn", "a run is exported with all its particles", "leave the selection out")
     with job_frame(arguments.output[0] if arguments.output else str(arguments.cryodrgn)) as frame:
         export(store, rows, arguments.output)
         if arguments.cryodrgn is not None and run is not None:
-            if len(rows) < len(store):
-                raise ConfigError("--cryodrgn", "a run is exported with all its particles", "leave the selection out")
             export_run(run, Path(arguments.cryodrgn))
         elif arguments.cryodrgn is not None:
-            with made_whole(free_folder(arguments.cryodrgn)) as partial:
+            with made_whole(Path(arguments.cryodrgn).absolute()) as partial:
                 write_inputs(partial, store, rows)
         frame.result(f"{len(rows):,} of {len(store):,} particles")
 
@@ -103,7 +107,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
     source_row = store.columns["source_row"]
     keep = np.ones(len(store), bool)
     if arguments.indices is not None:
-        chosen = read_selection(arguments.indices, int(source_row.max()) + 1)
+        chosen = read_selection(arguments.indices, store.info.num_source_rows)
         unknown = chosen[~np.isin(chosen, source_row)]
         if len(unknown):
             raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from drgn_ray.physics.backproject import BackProjector
 from drgn_ray.physics.fourier import fourier_crop, hartley
 from drgn_ray.physics.observation import Observer
+from drgn_ray.units import sign_of_white_protein
 
 NUM_SAMPLES = 1000
 CONTRAST_BOX = 32
@@ -30,14 +31,15 @@ class Measured(NamedTuple):
 
     Attributes
     ----------
-    pixel_std
-        Standard deviation of the pixels.
+    pixel_mean, pixel_std
+        Mean and standard deviation of the pixels.
     hartley_std
         Standard deviation of the Hartley values on the (D+1)-lattice, without window, DC included (as cryoDRGN).
     small
         The images at no more than `CONTRAST_BOX` px.
     """
 
+    pixel_mean: float
     pixel_std: float
     hartley_std: float
     small: Float[Tensor, "n d d"]
@@ -57,6 +59,11 @@ class Spread:
         self.squares += float((values**2).sum())
 
     @property
+    def mean(self) -> float:
+        """Mean of all values so far."""
+        return self.total / self.count
+
+    @property
     def std(self) -> float:
         """Standard deviation of all values so far."""
         variance = (self.squares - self.total**2 / self.count) / max(self.count - 1, 1)
@@ -74,7 +81,7 @@ def measure(batches: Iterable[tuple[Int[np.ndarray, " b"], Float[Tensor, "b D D"
         if not len(small):
             small = torch.empty(count, *cropped.shape[1:])
         small[torch.from_numpy(rows)] = cropped
-    return Measured(pixels.std, transforms.std, small)
+    return Measured(pixels.mean, pixels.std, transforms.std, small)
 
 
 def _on_lattice(transform: Float[Tensor, "n D D"]) -> Float[Tensor, "n D+1 D+1"]:
@@ -122,7 +129,7 @@ def decide_contrast(
     seen = observer(batch)
     projector.insert(seen.coefficients, seen.ctf, seen.rotation)
     skewness = _skewness_in_sphere(projector.volume())
-    white = -1 if has_ctf else 1  # our CTF is negative at low frequency, so it turns white protein dark
+    white = sign_of_white_protein(has_ctf)
     evidence = f"skewness of the consensus of {len(small)} particles is {skewness:+.2f} uninverted"
     if not abs(skewness) >= UNDECIDED_SKEWNESS:  # also where images are blank and it is no number
         taken = "dark" if protein_is_white is False else "white"

@@ -28,7 +28,7 @@ from drgn_ray.errors import StoreError
 from drgn_ray.particles.schema import COLUMN, COLUMNS
 
 FORMAT, FORMAT_VERSION = "drgn_ray.particles", 2
-CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 26
+CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 25
 _PREPARED = "prepared"
 _WITHOUT_CHECKSUM = ("zarr.json", ".parquet")  # how the names of files end; of chunks Zarr checks the crc32c
 _WRITE_ZEROS: Any = {"write_empty_chunks": True}  # else an image of zeros is a missing file
@@ -58,6 +58,10 @@ class StoreInfo:
         Checksum of all columns and of where every image lies in the sources.
     sources
         Files the particles came from: path, bytes, modification time, and for tables the SHA-256.
+    num_source_rows
+        Rows of the source table, of which `num_particles` were kept.
+    in_file_order
+        Whether the particles were put in the order of their image files, not of the table.
     command
         The call that made the store, for the error that asks to finish it.
     """
@@ -73,11 +77,13 @@ class StoreInfo:
     has_ctf: bool
     table_sha256: str
     sources: list[dict[str, Any]]
+    num_source_rows: int
+    in_file_order: bool
     command: str
 
 
 def chunk_and_shard(num_particles: int, box_size: int, dtype: str) -> tuple[int, int]:
-    """Images a chunk (16 to 64, about 2 MiB) and a shard (about 64 MiB, a multiple of the chunk)."""
+    """Images a chunk (16 to 64, about 2 MiB) and a shard (about 32 MiB, a multiple of the chunk)."""
     image_bytes = box_size**2 * np.dtype(dtype).itemsize
     chunk = int(np.clip(CHUNK_BYTES // image_bytes, 16, 64))
     shard = max(SHARD_BYTES // image_bytes // chunk, 1) * chunk
@@ -232,7 +238,7 @@ class ParticleStore:
         self.info = _info(attributes)
         if not attributes.get("complete"):
             raise StoreError(self.path, "its conversion did not finish", f"finish it with `{self.info.command}`")
-        self._files, self._digests = attributes["files"], attributes.get("sha256", {})
+        self._files, self._digests = attributes["files"], attributes["sha256"]
         self._check_files()
         self._read_checked("images/zarr.json")
         try:
@@ -344,8 +350,8 @@ def _sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_sealed(attributes: Mapping[str, Any]) -> bool:
-    """Whether the attributes are as they were written; stores made before there were seals are taken as they are."""
-    return "seal" not in attributes or attributes["seal"] == _seal(attributes)
+    """Whether the attributes are as they were written."""
+    return attributes.get("seal") == _seal(attributes)
 
 
 def _info(attributes: Mapping[str, Any]) -> StoreInfo:

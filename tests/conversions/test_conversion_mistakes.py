@@ -156,6 +156,23 @@ def test_an_optics_group_that_is_a_word(star_set: StarSet, refused: Refused) -> 
     assert refused(star).startswith(f"{star}, row 3: ")
 
 
+def test_a_datadir_where_one_file_would_stand_for_two(star_set: StarSet, tmp_path: Path, refused: Refused) -> None:
+    star_set.particles["rlnImageName"] = [f"{row % 10 + 1}@{'ab'[row // 10]}/stack.mrcs" for row in range(20)]
+    star = star_set.write()
+    sentence = refused(star, "--datadir", str(star_set.folder))
+    assert "stack.mrcs would be taken for both a/stack.mrcs and b/stack.mrcs; pass as --datadir" in sentence
+
+
+def test_a_mean_that_float16_would_round_the_images_away_under(star_set: StarSet, refused: Refused) -> None:
+    star_set.images += 30_000
+    assert refused(star_set.write()).endswith("; pass --dtype float32, or subtract the mean.")
+
+
+def test_a_half_set_that_is_none(star_set: StarSet, refused: Refused) -> None:
+    star_set.particles["rlnRandomSubset"] = 3
+    assert "half_set is 3 , outside 0 to 2" in refused(star_set.write())
+
+
 def test_a_stack_without_poses(star_set: StarSet, refused: Refused) -> None:
     star_set.write()
     assert refused(star_set.stack) == (

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +9,6 @@ from star_sets import files_of
 
 from drgn_ray.particles import store as store_module
 from jobs.cli import main
-
-
-@pytest.fixture
-def two_cpus() -> Iterator[None]:
-    """Ray on this machine with two logical CPUs, in a short temporary folder (sockets have short paths)."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    folder = tempfile.mkdtemp(prefix="dr_", dir="/tmp")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_store_written_on_ray_is_the_same_bit_by_bit(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryosparc.dataset import CSDAT_FORMAT, Dataset
+from numpy.lib.recfunctions import repack_fields
 from star_sets import small_table, write_empty_stack, write_stack
 
 from conversions import csdat
@@ -107,25 +108,20 @@ def test_the_ctf_of_tables_without_3d_poses(name: str, reference: str, reference
         np.testing.assert_allclose(columns[column], expected, rtol=1e-6, err_msg=column)
 
 
-def test_a_passthrough_table_is_joined_by_uid(folder: Path) -> None:
+@pytest.mark.parametrize("prefix", ["ctf/", "blob/", "alignments3D/"])
+def test_a_passthrough_table_is_joined_by_uid(prefix: str, folder: Path) -> None:
     table = small_table()
-    poses = ["uid", "alignments3D/split", "alignments3D/shift", "alignments3D/pose"]
-    refined = table[["blob/path", "blob/idx", "blob/shape", "blob/psize_A", "blob/sign", *poses]].copy()
-    ctf = table[["uid", *(name for name in table.dtype.names or () if name.startswith("ctf/"))]].copy()
-    shuffled = ctf[np.random.default_rng(1).permutation(len(ctf))]
-    path, other = written(folder, _packed(refined)), written(folder, _packed(shuffled), "J1_passthrough_particles.cs")
+    names = table.dtype.names or ()
+    rest = repack_fields(table[[name for name in names if not name.startswith(prefix)]])
+    passed = repack_fields(table[["uid", *(name for name in names if name.startswith(prefix))]])
+    shuffled = passed[np.random.default_rng(1).permutation(len(passed))]
+    path, other = written(folder, rest), written(folder, shuffled, "J1_passthrough_particles.cs")
     whole = read_particles(written(folder, table, "whole.cs"))
     joined = read_particles(path, passthrough=[other])
     for name, values in whole.columns.items():
         np.testing.assert_array_equal(joined.columns[name], values, err_msg=name)
-    with pytest.raises(ParticleFileError, match=f"no ctf/df1_A .*; pass --passthrough {other}"):
+    with pytest.raises(ParticleFileError, match=f"no {prefix}.*; pass --passthrough {other}"):
         read_particles(path)
-
-
-def _packed(table: np.ndarray) -> np.ndarray:
-    from numpy.lib import recfunctions
-
-    return recfunctions.repack_fields(table)
 
 
 def test_a_passthrough_table_of_other_particles_is_refused(folder: Path) -> None:

@@ -73,8 +73,8 @@ CASES = [
     # volumes are no particles
     Case("fixtures/50S-vol.mrc", TOY, "for 128 images"),
     Case("fixtures/spike-vol.mrc", TOY, "for 128 images"),
-    Case("fixtures/hand-vol.mrc", TOY, "for 64 images"),
-    Case("fixtures/toymodel_small_nocenter.mrc", TOY, "for 30 images"),
+    Case("fixtures/hand-vol.mrc", TOY, "this is a volume of 64 px, not a stack"),
+    Case("fixtures/toymodel_small_nocenter.mrc", TOY, "this is a volume of 30 px"),
     # RELION's own projections
     Case("relion_made/relion_proj_batch.star", "", (24, 64)),
     Case("relion_made/relion_proj_batch_pfac2.star", "", (24, 64)),
@@ -85,7 +85,7 @@ CASES = [
     Case("relion_made/rln_proj_64_shifted.star", "--no-ctf", (4, 64)),
     Case("relion_made/sample_particles_relion30.star", "", "1 of its 1 image files are missing"),
     Case("relion_made/sample_particles_relion31.star", "", "image files are missing"),
-    Case("relion_made/pointmass.mrc", TOY, "for 64 images"),
+    Case("relion_made/pointmass.mrc", TOY, "this is a volume of 64 px"),
     Case("relion_made/clean70SRibosome_vol_65p.mrc", TOY, "must be square with an even box size"),
     # tilt series
     Case("tilt10499/ribo10499_10.star", "", (10, 128)),

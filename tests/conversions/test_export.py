@@ -194,6 +194,12 @@ class TestFromOneToTheOther:
         uid = Dataset.load(star_set.folder / "x.cs")["uid"]
         assert len(set(uid)) == 20
 
+    def test_particles_in_no_half_set_stay_in_none(self, star_set: StarSet) -> None:
+        star_set.particles = star_set.particles.drop(columns="rlnRandomSubset")
+        store = converted(star_set.write())
+        export(store, np.arange(20), [str(star_set.folder / "x.cs")])
+        assert not read_particles(str(star_set.folder / "x.cs")).columns["half_set"].any()
+
     def test_a_selection_keeps_its_uids(self, star_set: StarSet) -> None:
         store = converted(star_set.write())
         export(store, np.arange(20), [str(star_set.folder / "all.cs")])
@@ -241,6 +247,10 @@ class TestCommand:
         (tmp_path / "lasso.txt").write_text("15, 3, 7")
         assert self.exported(store, "--indices", str(tmp_path / "lasso.txt")) == [3, 7, 15]
 
+    def test_a_mask_over_the_source_chooses_rows(self, store: ParticleStore, tmp_path: Path) -> None:
+        np.save(tmp_path / "mask.npy", np.isin(np.arange(20), [3, 7, 15]))
+        assert self.exported(store, "--indices", str(tmp_path / "mask.npy")) == [3, 7, 15]
+
     def test_the_others(self, store: ParticleStore, tmp_path: Path) -> None:
         (tmp_path / "lasso.txt").write_text("15 3 7")
         kept = self.exported(store, "--indices", str(tmp_path / "lasso.txt"), "--others")
@@ -275,6 +285,9 @@ class TestCommand:
                 "far.txt: row numbers run from 3 to 99, the particles from 0 to",
             ),
             (["-o", "even.txt"], "even.txt: something is already here; pass another name, or --overwrite"),
+            (["-o", "x.star", "--labels", "l.csv"], "--labels, --ksample: it is not said which clusters; pass"),
+            (["-o", "s3://b/x.star"], "-o s3://b/x.star: exports are written to local files; pass a path."),
+            (["-o", "late.star", "--cryodrgn", "."], "something is already here; pass another folder."),
             (["-o", "x.star", "--others"], "drgn-ray export: the selection keeps no particle; widen it."),
         ],
     )
@@ -293,7 +306,9 @@ class TestCommand:
         before = set(tmp_path.iterdir())
         capsys.readouterr()
         assert main(["export", store.path, *words]) == 2
-        assert f"drgn-ray: {sentence}" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.startswith("drgn-ray: ")
+        assert sentence in error
         assert set(tmp_path.iterdir()) == before
 
 

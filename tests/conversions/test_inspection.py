@@ -23,7 +23,7 @@ from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingCon
 from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.trainer import train
 from drgn_ray.errors import UserError
-from drgn_ray.particles.store import ParticleStore
+from drgn_ray.particles.store import ParticleStore, _sealed
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.cli import main
@@ -352,7 +352,7 @@ def test_a_store_without_its_mark_says_which_command_finishes_it(store_path: Pat
     unfinished = tmp_path / "unfinished.zarr"
     shutil.copytree(store_path, unfinished)
     attributes = json.loads((unfinished / "zarr.json").read_text())
-    attributes["attributes"]["complete"] = False
+    attributes["attributes"] = _sealed({**attributes["attributes"], "complete": False})
     (unfinished / "zarr.json").write_text(json.dumps(attributes))
     store = look(unfinished)
     assert value(store, "whole") == "no"

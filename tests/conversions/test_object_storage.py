@@ -55,18 +55,20 @@ def uploaded(s3: fsspec.AbstractFileSystem, star: Path, folder: str) -> str:
     return f"{folder}/{star.name}"
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_store_made_in_s3_of_particles_in_s3_is_the_local_one(
-    s3: fsspec.AbstractFileSystem, large: StarSet, tmp_path: Path, tiny_shards: None
+    workers: str, s3: fsspec.AbstractFileSystem, large: StarSet, tmp_path: Path, tiny_shards: None, two_cpus: None
 ) -> None:
     star = large.write()
     assert main(["convert", str(star), "-o", str(tmp_path / "x.zarr"), "--workers", "0"]) == 0
-    remote = uploaded(s3, star, f"{BUCKET}/whole")
-    assert main(["convert", remote, "-o", f"{BUCKET}/whole/x.zarr", "--workers", "0"]) == 0
-    s3.get(f"{BUCKET}/whole/x.zarr", str(tmp_path / "fetched.zarr"), recursive=True)
+    folder = f"{BUCKET}/whole{workers}"
+    remote = uploaded(s3, star, folder)
+    assert main(["convert", remote, "-o", f"{folder}/x.zarr", "--workers", workers]) == 0
+    s3.get(f"{folder}/x.zarr", str(tmp_path / "fetched.zarr"), recursive=True)
     here, there = files_of(tmp_path / "x.zarr"), files_of(tmp_path / "fetched.zarr")
     del here["zarr.json"], there["zarr.json"]  # their command and sources name the places
     assert here == there
-    store, local = ParticleStore(f"{BUCKET}/whole/x.zarr"), ParticleStore(tmp_path / "x.zarr")
+    store, local = ParticleStore(f"{folder}/x.zarr"), ParticleStore(tmp_path / "x.zarr")
     assert store.info.contrast == local.info.contrast
     np.testing.assert_array_equal(store.read_images(slice(50, 150)), local.read_images(slice(50, 150)))
     assert store.table().equals(local.table())

@@ -11,6 +11,7 @@ import torch
 from star_sets import StarSet, random_set, write_stack
 
 from conversions.inputs import read_particles
+from drgn_ray.particles import store as store_module
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.fourier import fourier_crop, fourier_resample
 from jobs.cli import main
@@ -72,6 +73,25 @@ def test_images_of_all_groups_show_the_same_blob(samplings: list[tuple[int, floa
     expected = blob(store.info.box_size, store.info.apix)
     for image in images:
         np.testing.assert_allclose(image / image.max(), expected / expected.max(), atol=0.02)
+
+
+def test_a_shard_of_one_group_alone_is_brought_to_the_common_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 1)  # a chunk a shard: 64 images, all of one group
+    store = converted(mixed_set(tmp_path, [(64, 2.0), (48, 3.0)], per_group=64).write_table())
+    assert store.images.shards is not None
+    assert store.images.shards[0] == 64
+    expected = blob(store.info.box_size, store.info.apix)
+    for image in store.read_images(slice(0, 128)):
+        np.testing.assert_allclose(image / image.max(), expected / expected.max(), atol=0.02)
+
+
+def test_sizes_that_exclude_each_other_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    star = mixed_set(tmp_path, [(64, 0.01), (48, 100.0)]).write_table()
+    assert main(["convert", str(star), "-o", str(tmp_path / "x.zarr")]) == 2
+    assert "its images have no size in common (48 px of 100 Å, 64 px of 0.01 Å)" in capsys.readouterr().err
+    assert main(["inspect", str(star)]) == 0
 
 
 def test_noise_of_all_groups_has_the_same_spectrum(tmp_path: Path) -> None:

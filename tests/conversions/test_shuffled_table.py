@@ -9,6 +9,8 @@ import pytest
 from star_sets import StarSet, random_set, write_stack
 
 from conversions import table as table_module
+from conversions.cryodrgn_run import _read_latents
+from conversions.cryodrgn_write import write_pickle
 from conversions.inputs import read_particles
 from conversions.star import read_star_file
 from drgn_ray.particles.store import ParticleStore
@@ -57,3 +59,24 @@ def test_it_comes_out_in_the_order_it_had(shuffled: StarSet, monkeypatch: pytest
 def test_a_short_one_keeps_its_order(shuffled: StarSet) -> None:
     store = converted(shuffled.write_table())
     np.testing.assert_array_equal(store.columns["source_row"], np.arange(600))
+
+
+def test_rows_that_the_user_ordered_stay_in_her_order(shuffled: StarSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "MANY_SEEKS", 100)
+    order = np.random.default_rng(1).permutation(600)
+    np.save(shuffled.folder / "ind.npy", order)
+    table = read_particles(str(shuffled.write_table()), ind=str(shuffled.folder / "ind.npy")).in_order_of_files()
+    np.testing.assert_array_equal(table.columns["source_row"], order)
+    assert not table.in_file_order
+
+
+def test_a_run_of_cryodrgn_finds_its_particles_in_a_reordered_store(
+    shuffled: StarSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """z is in the order of the table, the store in that of the files."""
+    monkeypatch.setattr(table_module, "MANY_SEEKS", 100)
+    store = converted(shuffled.write_table())
+    z = np.arange(600, dtype=np.float32)[:, None]
+    write_pickle(shuffled.folder / "z.pkl", z, np.zeros_like(z))
+    latents = _read_latents(shuffled.folder / "z.pkl", 1, store)
+    np.testing.assert_array_equal(latents.z[:, 0], latents.source_row)

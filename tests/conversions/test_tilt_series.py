@@ -79,3 +79,20 @@ def test_relion_5_says_the_dose_itself(star_set: StarSet) -> None:
     columns = read_particles(str(star_set.write())).columns
     np.testing.assert_array_equal(columns["tilt_index"], np.tile([1, 0, 2, 3], 5))
     np.testing.assert_array_equal(columns["dose"], np.tile([3.0, 0.0, 6.0, 9.0], 5))
+
+
+def test_refined_b_factors_are_no_dose(star_set: StarSet) -> None:
+    """CtfRefine writes a B factor a particle, positive or negative."""
+    star_set.particles["rlnGroupName"] = [f"group_{row % 3}" for row in range(20)]
+    star_set.particles["rlnGroupNumber"] = np.arange(20) % 3
+    star_set.particles["rlnCtfBfactor"] = np.random.default_rng(0).normal(0, 30, 20)
+    columns = read_particles(str(star_set.write())).columns
+    np.testing.assert_array_equal(columns["particle"], np.arange(20))
+    assert not columns["dose"].any()
+
+
+def test_relion_5_names_particles_even_of_undamped_images(star_set: StarSet) -> None:
+    star_set.particles["rlnTomoParticleName"] = [f"tomo/{row // 4}" for row in range(20)]
+    columns = read_particles(str(star_set.write())).columns
+    np.testing.assert_array_equal(columns["particle"], np.repeat(np.arange(5), 4))
+    np.testing.assert_array_equal(columns["tilt_index"], np.tile(np.arange(4), 5))

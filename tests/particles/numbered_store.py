@@ -28,6 +28,8 @@ def write_numbered(path: Path, shards: list[int] | None = None) -> StoreWriter:
         has_ctf=True,
         table_sha256="",
         sources=[],
+        num_source_rows=2 * NUM_PARTICLES,
+        in_file_order=False,
         command=COMMAND,
     )
     numbers = np.arange(NUM_PARTICLES)

@@ -134,14 +134,6 @@ def test_a_store_without_its_mark_is_refused(mark: bool | None, whole: Path) -> 
         ParticleStore(whole)
 
 
-def test_a_store_from_before_there_were_digests_is_read(whole: Path) -> None:
-    content = json.loads((whole / "zarr.json").read_text())
-    before = everything(whole)
-    del content["attributes"]["seal"], content["attributes"]["sha256"]
-    with changed(whole / "zarr.json", json.dumps(content).encode()):
-        assert everything(whole) == before
-
-
 def test_damaged_settings_of_an_unfinished_store_are_not_gone_on_with(small_shards: None, tmp_path: Path) -> None:
     path = tmp_path / "half.zarr"
     write_numbered(path, shards=[0, 2])

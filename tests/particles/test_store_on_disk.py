@@ -197,7 +197,7 @@ class TestLayout:
         assert chunk == 64 or (chunk + 1) * image_bytes > CHUNK_BYTES
 
     @LAYOUTS
-    def test_a_shard_is_whole_chunks_and_at_most_64_mib(self, num_particles: int, box_size: int, dtype: str) -> None:
+    def test_a_shard_is_whole_chunks_and_at_most_32_mib(self, num_particles: int, box_size: int, dtype: str) -> None:
         chunk, shard = chunk_and_shard(num_particles, box_size, dtype)
         assert shard % chunk == 0
         assert shard == chunk or shard * box_size**2 * np.dtype(dtype).itemsize <= SHARD_BYTES
@@ -207,6 +207,6 @@ class TestLayout:
         chunk, shard = chunk_and_shard(num_particles, box_size, dtype)
         assert shard - chunk < num_particles
 
-    def test_a_large_set_has_shards_of_about_64_mib(self) -> None:
+    def test_a_large_set_has_shards_of_about_32_mib(self) -> None:
         _, shard = chunk_and_shard(1_000_000, 128, "float16")
-        assert 32 << 20 < shard * 128 * 128 * 2 <= 64 << 20
+        assert 16 << 20 < shard * 128 * 128 * 2 <= 32 << 20
