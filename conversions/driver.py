@@ -25,7 +25,7 @@ from drgn_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 LARGEST_MEAN = 100  # spreads: float16 then rounds by 2% of a spread
-WORTH_STARTING_RAY = 8  # shards; starting it takes as long as writing a few
+WORTH_STARTING_RAY = 32  # shards, 1 GiB; starting it takes as long as writing some dozens
 READ_BYTES = 1 << 23  # of float32 originals in memory at a time
 
 

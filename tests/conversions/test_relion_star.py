@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,16 @@ def test_relion_30_gets_its_pixel_size_from_the_magnification(reference_data: Pa
     np.testing.assert_allclose(read.columns["translation"] / (300 * 1.035), poses["trans"], rtol=0, atol=1e-6)
     for column, expected in zip(CTF_COLUMNS, ctf[:, 1:].T, strict=True):
         np.testing.assert_allclose(read.columns[column], expected, rtol=1e-6, err_msg=column)
+
+
+def test_the_ctf_of_a_table_without_poses(reference_data: Path, tmp_path: Path) -> None:
+    """Its poses come from a pose.pkl, as cryoDRGN's users do it."""
+    (tmp_path / "pose.pkl").write_bytes(pickle.dumps(np.tile(np.eye(3), (7, 1, 1))))
+    star = str(reference_data / "fixtures/empiar_10076_7.star")
+    columns = read_particles(star, poses=str(tmp_path / "pose.pkl"), apix=1.31).columns
+    ctf = np.load(reference_data / "reference/empiar10076_7_star.ctf.npz")["ctf"]
+    for column, expected in zip(CTF_COLUMNS, ctf[:, 1:].T, strict=True):
+        np.testing.assert_allclose(columns[column], expected, rtol=1e-6, err_msg=column)
 
 
 def test_a_flag_overrules_the_pixel_size_of_the_file(star_set: StarSet) -> None:
