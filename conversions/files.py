@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import fsspec
@@ -64,13 +65,27 @@ def filesystem(path: str) -> tuple[Any, str]:
 def is_file(path: str) -> bool:
     """Whether this file exists."""
     files, name = filesystem(path)
-    return files.isfile(name)
+    with _answering(path):
+        return files.isfile(name)
 
 
 def is_folder(path: str) -> bool:
     """Whether this folder exists."""
     files, name = filesystem(path)
-    return files.isdir(name)
+    with _answering(path):
+        return files.isdir(name)
+
+
+@contextmanager
+def _answering(path: str) -> Iterator[None]:
+    """Say which storage does not answer; its clients have errors of their own for that, such as missing credentials."""
+    try:
+        yield
+    except Exception as error:
+        if not is_url(path):
+            raise
+        found = f"its storage does not answer ({' '.join(str(error).split())})"
+        raise ParticleFileError(path, found, "check the address and your credentials for it") from error
 
 
 def read(path: str, what: str = "file") -> bytes:

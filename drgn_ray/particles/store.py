@@ -329,6 +329,11 @@ def _attributes(path: str) -> dict[str, Any] | None:
         return dict(zarr.open_group(path, mode="r").attrs)
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # what is no zarr.json of Zarr's
         return None
+    except Exception as error:
+        if "://" not in path:
+            raise
+        found = f"its storage does not answer ({' '.join(str(error).split())})"
+        raise StoreError(path, found, "check the address and your credentials for it") from error
 
 
 def read_info(path: str) -> StoreInfo | None:

@@ -119,3 +119,23 @@ def test_a_bucket_that_is_not_there_is_no_traceback(
     assert main(["convert", str(large.write()), "-o", "s3://nowhere/x.zarr", "--workers", "0"]) == 2
     assert main(["convert", "s3://nowhere/particles.star", "-o", f"{BUCKET}/y.zarr"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_storage_that_does_not_answer_is_no_traceback(
+    s3: fsspec.AbstractFileSystem,
+    large: StarSet,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    star = str(large.write())
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert main(["convert", f"{BUCKET}/x.star", "-o", "x.zarr"]) == 2
+    assert main(["convert", star, "-o", f"{BUCKET}/y.zarr", "--workers", "0"]) == 2
+    assert main(["train", f"{BUCKET}/y.zarr", "-o", "never"]) == 2
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    errors = capsys.readouterr().err
+    assert errors.count("its storage does not answer (Unable to locate credentials)") == 3
+    assert "Traceback" not in errors
