@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "simulate particles and run the whole job on them, in minutes",
     "convert": "STAR, cryoSPARC or MRC particles to a particle store; a cryoDRGN output to a run",
     "inspect": "what a STAR, CS, MRC, store or run holds, and what is suspicious about it",
+    "backproject": "consensus volume, half maps and FSC of a store, or of the particles behind states of a run",
     "train": "train the network on a store",
     "analyze": "latents, their PCA and k-means, and volumes of a trained run",
     "embed": "latents of every particle of a store",

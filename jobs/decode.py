@@ -64,6 +64,7 @@ def _latents(arguments: Arguments, run, zdim: int):
     """Find the latents asked for, (n, zdim)."""
     import numpy as np
 
+    from drgn_ray.analysis.selection import row_numbers
     from drgn_ray.errors import ConfigError
     from drgn_ray.training.embed import load_latents
 
@@ -71,7 +72,7 @@ def _latents(arguments: Arguments, run, zdim: int):
     if sum(chosen) != 1:
         raise ConfigError("--particles, -z, --z-file", "it is not said which volumes", "pass one of them")
     if arguments.particles is not None:
-        return load_latents(run.latents_file).of(_row_numbers(arguments.particles))
+        return load_latents(run.latents_file).of(row_numbers(arguments.particles))
     if arguments.z is not None:
         name, z = "-z", np.array([arguments.z])
     else:
@@ -87,17 +88,6 @@ def _latents(arguments: Arguments, run, zdim: int):
             name, f"its latents have {z.shape[1]} numbers, the run's {zdim}", f"pass {zdim} numbers a latent"
         )
     return z
-
-
-def _row_numbers(text: str):
-    import numpy as np
-
-    from drgn_ray.errors import ConfigError
-
-    try:
-        return np.array([int(part) for part in text.split(",")])
-    except ValueError as error:
-        raise ConfigError(f"--particles {text}", "these are no row numbers", "pass them as 0,17,1204") from error
 
 
 if __name__ == "__main__":

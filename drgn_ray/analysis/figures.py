@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -193,3 +193,60 @@ def _defocus_panel(
     if len(parts) > 1:
         axes.set_ylim(top=LEGEND_ROOM * axes.get_ylim()[1])
         axes.legend(title="optics", ncols=4, loc="upper center", fontsize=8)
+
+
+def fsc_figure(
+    curves: Mapping[str, Float[np.ndarray, " shells"]],
+    box_size: int,
+    apix: float,
+    marks: Mapping[float, float],
+    title: str = "",
+) -> Figure:
+    """FSC curves over spatial frequency.
+
+    Parameters
+    ----------
+    curves
+        By name; shell i is frequency i / (D Å/px).
+    marks
+        Thresholds and the resolution (Å) at which the curve that counts falls below them.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        counts = name == list(curves)[-1]
+        frequency = np.arange(len(curve)) / (box_size * apix)
+        axes.plot(frequency, curve, label=name, linewidth=2.2 if counts else 1.0, zorder=3 if counts else 2)
+    for threshold, angstrom in marks.items():
+        axes.axhline(threshold, color="grey", linewidth=0.8, linestyle="--")
+        if np.isfinite(angstrom):
+            axes.annotate(
+                f"{angstrom:.2f} Å at {threshold:g}",
+                (1 / angstrom, threshold),
+                xytext=(6, 8),
+                textcoords="offset points",
+                fontsize=9,
+            )
+            axes.plot([1 / angstrom], [threshold], "o", color="black", markersize=4, zorder=4)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(xlim=(0, 0.5 / apix), ylim=(-0.1, 1.03), xlabel="spatial frequency, 1/Å", ylabel="FSC", title=title)
+    top = axes.secondary_xaxis("top")
+    ticks = [tick for tick in axes.get_xticks() if 0 < tick <= 0.5 / apix]
+    top.set_xticks(ticks, [f"{1 / tick:.3g} Å" for tick in ticks])
+    axes.legend(loc="lower left", frameon=False)
+    return figure
+
+
+def volume_figure(volume: Float[np.ndarray, "D D D"], apix: float) -> Figure:
+    """Central slices and projections of a volume along its three axes."""
+    figure = Figure(figsize=(9.4, 6.2), layout="constrained")
+    rows = figure.subplots(2, 3)
+    half = len(volume) / 2 * apix
+    centre = len(volume) // 2
+    for axis, (name, across, up) in enumerate((("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))):
+        pictures = {"slice": volume.take(centre, axis=axis), "projection": volume.sum(axis=axis)}
+        for axes, (kind, picture) in zip(rows[:, axis], pictures.items(), strict=True):
+            low, high = np.percentile(picture, (1, 99.8))
+            axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=high, extent=(-half, half, -half, half))
+            axes.set(title=f"{kind} along {name}", xlabel=f"{across}, Å", ylabel=f"{up}, Å")
+    return figure

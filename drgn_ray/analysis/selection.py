@@ -75,3 +75,11 @@ def in_box(latents: Latents, box: str) -> Int[np.ndarray, " n"]:
             latents.z[:, axis] <= (np.inf if high is None else high)
         )
     return latents.source_row[inside]
+
+
+def row_numbers(particles: str) -> Int[np.ndarray, " n"]:
+    """Rows of the source table, written as 0,17,1204."""
+    try:
+        return np.array([int(word) for word in particles.split(",")])
+    except ValueError as error:
+        raise ConfigError(f"--particles {particles}", "these are no row numbers", "pass them as 0,17,1204") from error

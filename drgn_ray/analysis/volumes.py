@@ -1,25 +1,68 @@
-"""Decoding latents to MRC files."""
+"""Volumes in MRC files: reading, writing, decoding latents to them."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import mrcfile
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from drgn_ray.errors import ParticleFileError
 from drgn_ray.models.vae import VAE
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.progress import Progress
 
 
-def write_mrc(path: Path, volume: Float[np.ndarray, "D D D"], apix: float, label: str) -> None:
-    """Write a volume (z, y, x) as MRC mode 2 with its voxel size (Å) and a label."""
-    with mrcfile.new(path, overwrite=True) as file:
+def write_mrc(path: Path, volume: Float[np.ndarray, "Z Y X"], apix: float, label: str) -> None:
+    """Write a volume (z, y, x) as MRC mode 2 with its voxel size (Å) and a label; it appears when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with mrcfile.new(partial, overwrite=True) as file:
         file.set_data(np.ascontiguousarray(volume, np.float32))
         file.voxel_size = apix
         file.add_label(label[:79])
+    partial.replace(path)
+
+
+class MrcVolume(NamedTuple):
+    """A volume (z, y, x) and its voxel size, Å."""
+
+    data: Float[np.ndarray, "Z Y X"]
+    apix: float
+
+
+def read_mrc(path: str) -> MrcVolume:
+    """Read a volume.
+
+    Raises
+    ------
+    ParticleFileError
+        There is no such file, or it is no volume, or its voxels are not cubes.
+    """
+    if not Path(path).is_file():
+        raise ParticleFileError(path, "there is no such file", "check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd headers, which are common; what matters is checked below
+            with mrcfile.open(path, permissive=True) as file:
+                data, size = file.data, file.voxel_size
+                data = None if data is None else np.array(data, np.float32)
+                sides = tuple(float(getattr(size, axis)) for axis in "xyz")
+    except (OSError, ValueError) as error:
+        raise ParticleFileError(path, f"it cannot be read as MRC ({error})", "pass a map") from error
+    if data is None or data.ndim != 3 or min(data.shape) < 2:
+        found = "no data" if data is None else " x ".join(map(str, data.shape))
+        raise ParticleFileError(path, f"this is no volume ({found})", "pass a map of three dimensions")
+    if not np.isfinite(data).all():
+        raise ParticleFileError(path, "it holds values that are no numbers", "pass another map")
+    if not np.allclose(sides, sides[0], rtol=1e-3):
+        raise ParticleFileError(
+            path, f"its voxels are {' x '.join(f'{side:.4g}' for side in sides)} Å, no cubes", "resample the map"
+        )
+    return MrcVolume(data, sides[0])
 
 
 def decode(model: VAE, z: Float[np.ndarray, " Z"], info: StoreInfo) -> Float[np.ndarray, "D D D"]:

@@ -11,9 +11,18 @@ DECODERS = {"coordinate": CoordinateDecoder}
 ENCODERS = {"residual": ResidualEncoder}
 
 
-def build_vae(model: ModelConfig, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool) -> VAE:
+def build_vae(
+    model: ModelConfig, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool, damping: bool = False
+) -> VAE:
     """Build the network for images of a store; weights are drawn from torch's global generator."""
-    observer = Observer(box_size=box_size, data_sign=data_sign, hartley_std=hartley_std, window=model.window, ctf=ctf)
+    observer = Observer(
+        box_size=box_size,
+        data_sign=data_sign,
+        hartley_std=hartley_std,
+        window=model.window,
+        ctf=ctf,
+        damping=damping,
+    )
     encoder = ENCODERS[model.encoder](
         num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
     )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drgn_ray.physics.backproject import BackProjector
+from drgn_ray.physics.backproject import BackProjector, cryodrgn_volume
 from drgn_ray.physics.fourier import fourier_crop, hartley
 from drgn_ray.physics.observation import Observer
 from drgn_ray.units import sign_of_white_protein
@@ -125,10 +125,10 @@ def decide_contrast(
     """
     batch = {**columns, "images": small}
     observer = Observer(box_size=small.shape[-1], data_sign=1, hartley_std=1.0, window=True, ctf=has_ctf)
-    projector = BackProjector(observer.half_disc)
+    projector = BackProjector(observer.half_disc, kernel="cryodrgn")
     seen = observer(batch)
     projector.insert(seen.coefficients, seen.ctf, seen.rotation)
-    skewness = _skewness_in_sphere(projector.volume())
+    skewness = skewness_in_sphere(cryodrgn_volume(projector.sums))
     white = sign_of_white_protein(has_ctf)
     evidence = f"skewness of the consensus of {len(small)} particles is {skewness:+.2f} uninverted"
     if not abs(skewness) >= UNDECIDED_SKEWNESS:  # also where images are blank and it is no number
@@ -143,7 +143,8 @@ def decide_contrast(
     return Contrast(sign, f"protein is {'white' if sign == white else 'dark'}: {evidence}{against}")
 
 
-def _skewness_in_sphere(volume: Float[Tensor, "D D D"]) -> float:
+def skewness_in_sphere(volume: Float[Tensor, "D D D"]) -> float:
+    """Third standardised moment inside 0.45 D: positive where density is brighter than the ground."""
     size = volume.shape[0]
     axis = torch.arange(size) - size // 2
     radius2 = axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2

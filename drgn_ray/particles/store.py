@@ -303,6 +303,11 @@ class ParticleStore:
         """All columns of `drgn_ray.particles.schema` (about 100 bytes a particle)."""
         return {name: self._read_column(name) for name in COLUMN}
 
+    @cached_property
+    def has_damping(self) -> bool:
+        """Whether images differ in CTF scale factor or dose, as those of tilt series do."""
+        return bool((self.columns["ctf_scalefactor"] != 1).any() or self.columns["dose"].any())
+
     def _read_column(self, name: str) -> Shaped[np.ndarray, "N *row"]:
         self._read_checked(f"{name}/zarr.json")
         try:

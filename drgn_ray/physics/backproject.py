@@ -1,58 +1,138 @@
-"""A consensus volume by direct Fourier insertion with CTF weights.
+"""Consensus volumes by direct Fourier insertion: sums of CTF-weighted slices, divided by sums of squared CTFs.
 
-Each slice point spreads to its eight lattice neighbours with weight max(0, 1 - distance); numerator and weight sums
-are regularised and divided as in cryoDRGN's ``backproject_voxel`` (section 2.11 of the method notes).
+Fourier slice theorem; weighting and symmetry as in RELION (Scheres 2012), or as cryoDRGN's ``backproject_voxel``
+(section 2.11 of the method notes).
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from drgn_ray.physics.fourier import volume_from_hartley
-from drgn_ray.physics.lattice import HalfDisc, hartley_from_half
+from drgn_ray.physics.fourier import soft_sphere, volume_from_hartley
+from drgn_ray.physics.gridding import Kernel, complete_plane, empty_sums, insert, to_hartley_lattice
+from drgn_ray.physics.lattice import HalfDisc
+
+LOWEST_WEIGHT = 1e-3  # of a shell's mean weight: a voxel with less is divided by this (RELION's choice)
+LOWEST_FSC = 0.143  # shells beyond the resolution keep the weight they have there, lest their neighbours leak into them
 
 
 class BackProjector:
-    """Accumulates slices; `volume` divides the sums.
+    """Accumulates slices; the functions below make volumes of the sums.
 
     Parameters
     ----------
     points
-        The half-disc whose coefficients are inserted.
+        The half-disc whose coefficients are inserted; the sums lie on its device.
+    kernel
+        See `gridding.insert`.
+    symmetry
+        Rotations of a point group (`drgn_ray.physics.symmetry`); every slice is inserted under each of them.
+
+    Attributes
+    ----------
+    sums
+        Real part, imaginary part and weight, see `drgn_ray.physics.gridding`.
     """
 
-    def __init__(self, points: HalfDisc) -> None:
+    def __init__(
+        self, points: HalfDisc, *, kernel: Kernel = "trilinear", symmetry: Float[Tensor, "G 3 3"] | None = None
+    ) -> None:
         self.points = points
-        self.side = points.box_size + 1
-        self.numerator = torch.zeros(self.side**3)
-        self.weight = torch.zeros(self.side**3)
+        self.kernel: Kernel = kernel
+        self.symmetry = torch.eye(3)[None] if symmetry is None else symmetry
+        self.sums = empty_sums(points.box_size, points.k.device)
 
     def insert(
-        self, coefficients: Complex[Tensor, "B P"], ctf: Float[Tensor, "B P"], rotation: Float[Tensor, "B 3 3"]
+        self,
+        coefficients: Complex[Tensor, "B P"],
+        ctf: Float[Tensor, "B P"],
+        rotation: Float[Tensor, "B 3 3"],
+        weight: Float[Tensor, " B"] | None = None,
     ) -> None:
-        """Add centred images' coefficients, multiplied by their CTF, at ``(kx, ky, 0) @ rotation``."""
-        values = hartley_from_half(coefficients * ctf)
-        ctf_squared = torch.cat([ctf, ctf.flip(-1)], dim=-1) ** 2
-        half = self.points.k.to(rotation.dtype) @ rotation[:, :2, :]  # (B, P, 3) in voxels from the origin
-        where = torch.cat([half, -half.flip(1)], dim=1)
-        corner = where.floor()
-        for offset in itertools.product((0, 1), repeat=3):
-            neighbour = corner + torch.tensor(offset, dtype=where.dtype)
-            share = (1 - torch.linalg.vector_norm(where - neighbour, dim=-1)).clamp_min(0)
-            index = (neighbour + self.side // 2).to(torch.int64)
-            inside = ((index >= 0) & (index < self.side)).all(-1)
-            flat = ((index[..., 2] * self.side + index[..., 1]) * self.side + index[..., 0])[inside]
-            self.numerator.index_add_(0, flat, (share * values)[inside])
-            self.weight.index_add_(0, flat, (share * ctf_squared)[inside])
+        """Add centred images' coefficients, multiplied by their CTF, at ``(kx, ky, 0) @ rotation``.
 
-    def volume(self, reg_weight: float = 1.0) -> Float[Tensor, "D D D"]:
-        """Real-space volume (z, y, x)."""
-        weight = torch.where(self.weight == 0, 1.0, self.weight)
-        regularised = weight + reg_weight * weight.mean()
-        regularised = regularised * weight.mean() / regularised.mean()
-        hartley_volume = (self.numerator / regularised).reshape(self.side, self.side, self.side)
-        return volume_from_hartley(hartley_volume[:-1, :-1, :-1])
+        Parameters
+        ----------
+        weight
+            How much each image counts; None: 1.
+        """
+        weighted = ctf if weight is None else ctf * weight[:, None]
+        values, weights = coefficients * weighted, ctf * weighted
+        for operation in self.symmetry:
+            turned = rotation @ operation.to(rotation)
+            insert(self.sums, values, weights, self.points.k, turned, self.kernel)
+
+
+def unfiltered_volume(sums: Float[Tensor, "S S H 3"]) -> Float[Tensor, "D D D"]:
+    """Volume (z, y, x) of sums with the trilinear kernel, divided by their weights: what half maps are made as.
+
+    Weights below a thousandth of their shell's mean are raised to it.
+    """
+    real, imag, weight = complete_plane(sums).unbind(-1)
+    mean = _shell_means(weight)
+    divisor = torch.maximum(weight, LOWEST_WEIGHT * mean)
+    return _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
+
+
+def wiener_volume(sums: Float[Tensor, "S S H 3"], fsc: Float[Tensor, " shells"]) -> Float[Tensor, "D D D"]:
+    """Volume (z, y, x) of sums with the trilinear kernel, each shell weighed by its signal-to-noise ratio.
+
+    The posterior mean ``sum / (weight + mean weight of the shell / SNR)`` (Scheres 2012) with SNR = 2 FSC / (1 - FSC)
+    of the two halves together; shells whose FSC is below 0.143 are weighed as if it were that.
+
+    Parameters
+    ----------
+    fsc
+        FSC of the half maps at shells 0 to D/2.
+    """
+    real, imag, weight = complete_plane(sums).unbind(-1)
+    fsc = fsc.to(weight).clamp(LOWEST_FSC, 1 - 1e-4)
+    noise_to_signal = ((1 - fsc) / (2 * fsc))[_shells(weight).clamp_max(len(fsc) - 1)]
+    divisor = weight + _shell_means(weight) * noise_to_signal
+    return _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
+
+
+def cryodrgn_volume(sums: Float[Tensor, "S S H 3"], reg_weight: float = 1.0) -> Float[Tensor, "D D D"]:
+    """Volume (z, y, x) divided as ``cryodrgn backproject_voxel`` divides: weights plus their mean, empty ones 1."""
+    real, imag, weight = complete_plane(sums).unbind(-1)
+    weight = to_hartley_lattice(weight)
+    weight = torch.where(weight == 0, 1.0, weight)
+    regularised = weight + reg_weight * weight.mean()
+    regularised = regularised * weight.mean() / regularised.mean()
+    return volume_from_hartley((to_hartley_lattice(real, imag) / regularised)[:-1, :-1, :-1])
+
+
+def _finish(
+    real: Float[Tensor, "S S H"], imag: Float[Tensor, "S S H"], divisor: Float[Tensor, "S S H"]
+) -> Float[Tensor, "D D D"]:
+    """Divide, transform, undo what the trilinear kernel does in real space, and mask the corners; solvent is 0."""
+    hartley = to_hartley_lattice(real / divisor, imag / divisor)[:-1, :-1, :-1]
+    volume = volume_from_hartley(hartley)
+    size = len(volume)
+    # The kernel is a triangle along each axis, whose transform is sinc².
+    envelope = torch.sinc((torch.arange(size, device=volume.device) - size // 2) / size).to(volume.dtype) ** 2
+    envelope = envelope[:, None, None] * envelope[None, :, None] * envelope[None, None, :]
+    volume, mask = volume / envelope, soft_sphere(size).to(volume)
+    edge = mask * (1 - mask)  # where there is solvent, which is 0: the slices do not tell the mean of the volume
+    return (volume - (volume * edge).sum() / edge.sum()) * mask
+
+
+def _shells(weight: Float[Tensor, "S S H"]) -> Tensor:
+    """Shell round(|k|) of every point of the half-space."""
+    side, half = weight.shape[1], weight.shape[2]
+    axis = torch.arange(side, device=weight.device) - side // 2
+    x = torch.arange(half, device=weight.device)
+    radius2 = axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + x[None, None, :] ** 2
+    return radius2.to(torch.float64).sqrt().round().to(torch.int64)
+
+
+def _shell_means(weight: Float[Tensor, "S S H"]) -> Float[Tensor, "S S H"]:
+    """Mean weight of every point's shell, the mirror images counted too."""
+    shells = _shells(weight).flatten()
+    multiplicity = torch.full_like(weight, 2.0)
+    multiplicity[:, :, 0] = 1.0
+    count = torch.bincount(shells, multiplicity.flatten())
+    total = torch.bincount(shells, (multiplicity * weight).flatten())
+    return (total / count)[shells].reshape(weight.shape).to(weight.dtype)

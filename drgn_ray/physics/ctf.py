@@ -1,7 +1,8 @@
-"""The contrast transfer function of the microscope."""
+"""The contrast transfer function of the microscope, and what radiation damage leaves."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -64,3 +65,32 @@ def compute_ctf(
     gamma = 2 * torch.pi * aberration - torch.deg2rad(phase_shift)[:, None]
     w = amplitude_contrast[:, None]
     return torch.sqrt(1 - w**2) * torch.sin(gamma) - w * torch.cos(gamma)
+
+
+# Grant and Grigorieff (2015), eLife 4, e06980: critical dose, e/Å², at 300 kV as a function of frequency, 1/Å, its
+# scale at other voltages (kV), and the dose over the critical dose beyond which an image adds more noise than signal.
+_CRITICAL_DOSE = (0.24499, -1.6649, 2.8141)
+_VOLTAGES, _VOLTAGE_SCALES = (100.0, 200.0, 300.0), (0.57, 0.8, 1.0)
+_OPTIMAL_DOSE = 2.51284
+
+
+def dose_filter(
+    freq: Float[Tensor, "P 2"], *, apix: Float[Tensor, " B"], dose: Float[Tensor, " B"], voltage: Float[Tensor, " B"]
+) -> Float[Tensor, "B P"]:
+    """Amplitude that radiation damage leaves at each frequency (Grant and Grigorieff 2015).
+
+    ``exp(-dose / (2 critical dose))``, and 0 where the dose is beyond the optimal one.
+
+    Parameters
+    ----------
+    freq
+        Spatial frequency (x, y), cycles/px; not 0.
+    apix, dose, voltage
+        Å/px; accumulated dose, e/Å²; kV.
+    """
+    factor, exponent, floor = _CRITICAL_DOSE
+    frequency = torch.linalg.vector_norm(freq, dim=-1) / apix[:, None]
+    scale = torch.from_numpy(np.interp(voltage.cpu().numpy(), _VOLTAGES, _VOLTAGE_SCALES)).to(frequency)
+    critical = scale[:, None] * (factor * frequency**exponent + floor)
+    share = dose[:, None] / critical
+    return torch.where(share < _OPTIMAL_DOSE, torch.exp(-share / 2), 0.0)

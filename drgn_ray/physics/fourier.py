@@ -29,6 +29,13 @@ def soft_window(box_size: int, inner: float = 0.85, outer: float = 0.99) -> Floa
     return ((outer - radius) / (outer - inner)).clamp(0, 1)
 
 
+def soft_sphere(box_size: int, inner: float = 0.85, outer: float = 0.99) -> Float[Tensor, "D D D"]:
+    """Do what `soft_window` does in three dimensions."""
+    axis = torch.linspace(-1, 1, box_size + 1)[:-1]
+    radius = torch.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)
+    return ((outer - radius) / (outer - inner)).clamp(0, 1)
+
+
 def images_to_half_disc(images: Float[Tensor, "B D D"], points: HalfDisc) -> Complex[Tensor, "B P"]:
     """Fourier coefficients of centred images at the points of a half-disc."""
     spectrum = torch.fft.rfft2(images).flatten(-2)[:, points.rfft_index]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
-from drgn_ray.physics.ctf import compute_ctf
+from drgn_ray.physics.ctf import compute_ctf, dose_filter
 from drgn_ray.physics.fourier import images_to_half_disc, soft_window, translate
 from drgn_ray.physics.lattice import HalfDisc, half_disc
 
@@ -27,6 +27,7 @@ CTF_COLUMNS = (
     "phase_shift",
 )
 OBSERVED_COLUMNS = ("images", "rotation", "translation", *CTF_COLUMNS)
+DAMPING_COLUMNS = ("ctf_scalefactor", "dose")
 
 
 class Observation(NamedTuple):
@@ -52,18 +53,22 @@ class Observer(nn.Module):
         Apply the circular soft window.
     ctf
         False where the images carry no CTF: it is then 1 everywhere.
+    damping
+        Multiply the CTF by each image's scale factor and by what its dose leaves, as tilt series want.
     """
 
     window: Float[Tensor, "D D"]
     k: Int[Tensor, "P 2"]
     freq: Float[Tensor, "P 2"]
 
-    def __init__(self, *, box_size: int, data_sign: int, hartley_std: float, window: bool, ctf: bool) -> None:
+    def __init__(
+        self, *, box_size: int, data_sign: int, hartley_std: float, window: bool, ctf: bool, damping: bool = False
+    ) -> None:
         super().__init__()
         points = half_disc(box_size)
         self.box_size = box_size
         self.scale = data_sign / hartley_std
-        self.has_ctf = ctf
+        self.has_ctf, self.has_damping = ctf, damping
         mask = soft_window(box_size) if window else torch.ones(box_size, box_size)
         self.register_buffer("window", mask, persistent=False)
         self.register_buffer("k", points.k, persistent=False)  # buffers, so that they move to the device
@@ -88,4 +93,7 @@ class Observer(nn.Module):
             ctf = compute_ctf(self.freq, **{name: batch[name] for name in CTF_COLUMNS})
         else:
             ctf = torch.ones_like(coefficients.real)
+        if self.has_damping:
+            damping = dose_filter(self.freq, apix=batch["apix"], dose=batch["dose"], voltage=batch["voltage"])
+            ctf = ctf * damping * batch["ctf_scalefactor"][:, None]
         return Observation(translate(coefficients, shift_px, self.freq), ctf, batch["rotation"])

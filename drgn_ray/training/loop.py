@@ -21,7 +21,7 @@ from drgn_ray.models.vae import VAE
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.physics.observation import OBSERVED_COLUMNS
+from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
@@ -175,7 +175,8 @@ class Trainer:
         return ElboTerms(*(term.detach() for term in terms)), len(batch["images"])
 
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: batch[name].to(self.worker.device, non_blocking=True) for name in OBSERVED_COLUMNS}
+        names = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
+        return {name: batch[name].to(self.worker.device, non_blocking=True) for name in names}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.bf16)

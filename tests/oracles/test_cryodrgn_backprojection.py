@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from drgn_ray.physics.backproject import BackProjector
+from drgn_ray.physics.backproject import BackProjector, cryodrgn_volume
 from drgn_ray.physics.observation import Observer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(Map ID|machine stamp)")  # the toy stack has neither
@@ -26,9 +26,9 @@ def reconstruct(images: np.ndarray, rotation: np.ndarray, data_sign: int, shift_
             "apix": torch.ones(count),
         }
     )
-    projector = BackProjector(observer.half_disc)
+    projector = BackProjector(observer.half_disc, kernel="cryodrgn")
     projector.insert(seen.coefficients, seen.ctf, seen.rotation)
-    return projector.volume().numpy()
+    return cryodrgn_volume(projector.sums).numpy()
 
 
 def assert_same_volume(ours: np.ndarray, expected: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import torch
 from conversions.driver import read_cropped
 from conversions.inputs import read_particles
 from conversions.table import ParticleTable
-from drgn_ray.physics.backproject import BackProjector
+from drgn_ray.physics.backproject import BackProjector, cryodrgn_volume
 from drgn_ray.physics.observation import CTF_COLUMNS, Observer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(Map ID|machine stamp)")  # the toy stack has neither
@@ -27,7 +27,7 @@ BATCH = 250
 def reconstruct(table: ParticleTable, *, data_sign: int = -1) -> np.ndarray:
     size = int(table.box_sizes[0])
     observer = Observer(box_size=size, data_sign=data_sign, hartley_std=1.0, window=True, ctf=table.has_ctf)
-    projector = BackProjector(observer.half_disc)
+    projector = BackProjector(observer.half_disc, kernel="cryodrgn")
     for start in range(0, len(table), BATCH):
         rows = np.arange(start, min(start + BATCH, len(table)))
         batch = {
@@ -37,7 +37,7 @@ def reconstruct(table: ParticleTable, *, data_sign: int = -1) -> np.ndarray:
         batch["images"] = torch.tensor(read_cropped(table.images_of(rows), table.samplings[0], table.samplings[0]))
         batch["translation"] *= (size + 1) / size
         projector.insert(*observer(batch))
-    return projector.volume().numpy()
+    return cryodrgn_volume(projector.sums).numpy()
 
 
 def assert_same_volume(ours: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

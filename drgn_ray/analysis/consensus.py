@@ -1,0 +1,217 @@
+"""Maps from the sums of a back-projection, how far they can be trusted, and the files that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from drgn_ray.analysis.figures import fsc_figure, volume_figure
+from drgn_ray.analysis.volumes import MrcVolume, write_mrc
+from drgn_ray.errors import ConfigError
+from drgn_ray.particles.normalise import UNDECIDED_SKEWNESS, skewness_in_sphere
+from drgn_ray.particles.store import StoreInfo
+from drgn_ray.physics.backproject import cryodrgn_volume, unfiltered_volume, wiener_volume
+from drgn_ray.physics.fsc import (
+    GOLD_STANDARD,
+    HALF,
+    RANDOMISE_BELOW,
+    ShellConvention,
+    corrected_curve,
+    first_shell_below,
+    fourier_shell_correlation,
+    resolution,
+)
+from drgn_ray.physics.mask import disc_mask, sphere_mask, threshold_mask
+
+LOOSE, TIGHT = (25.0, 15.0), (6.0, 6.0)  # Å of dilation and of soft edge, as cryoSPARC and cryoDRGN have them
+# RELION finds the second half map by the first one's name; cryoDRGN calls them a and b.
+HALF_NAMES = {"relion": ("half1_unfil.mrc", "half2_unfil.mrc"), "cryodrgn": ("half_map_a.mrc", "half_map_b.mrc")}
+
+
+class Maps(NamedTuple):
+    """A volume (z, y, x) and the two that each half of the images makes."""
+
+    full: Float[np.ndarray, "D D D"]
+    half1: Float[np.ndarray, "D D D"]
+    half2: Float[np.ndarray, "D D D"]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """FSC curves of two volumes under several masks.
+
+    Attributes
+    ----------
+    curves
+        By name: unmasked, spherical, loose, tight, and corrected where phases were randomised.
+    apix
+        Å/px.
+    convention
+        What a shell is, see `drgn_ray.physics.fsc`.
+    """
+
+    curves: Mapping[str, Float[np.ndarray, " shells"]]
+    box_size: int
+    apix: float
+    convention: ShellConvention = "relion"
+
+    @property
+    def best_name(self) -> str:
+        """The curve that counts: corrected if there is one, else inside the tight mask."""
+        return "corrected" if "corrected" in self.curves else "tight"
+
+    def resolution(self, name: str, threshold: float) -> float:
+        """Å at the first crossing (cryoDRGN's convention: at the last shell that reaches the threshold)."""
+        last = self.convention == "cryodrgn"
+        return resolution(self.curves[name], self.box_size, self.apix, threshold, last=last)
+
+    def table(self) -> pd.DataFrame:
+        """One row a shell: its number, resolution in Å, and all curves."""
+        shells = np.arange(len(self.curves["unmasked"]))
+        angstrom = np.divide(self.box_size * self.apix, shells, out=np.full(len(shells), np.inf), where=shells > 0)
+        return pd.DataFrame({"shell": shells, "resolution": angstrom, **self.curves})
+
+
+def make_maps(sums: Float[np.ndarray, "2 S S H 3"], *, like_cryodrgn: bool = False) -> Maps:
+    """Volumes of the sums of two halves: unfiltered halves, and both together weighed by their FSC.
+
+    With `like_cryodrgn` all three are made as ``cryodrgn backproject_voxel`` makes them.
+    """
+    first, second = (torch.from_numpy(half) for half in sums)
+    if like_cryodrgn:
+        return Maps(*(_array(cryodrgn_volume(each)) for each in (first + second, first, second)))
+    halves = [_array(unfiltered_volume(half)) for half in (first, second)]
+    fsc = torch.from_numpy(fourier_shell_correlation(halves[0], halves[1]))
+    return Maps(_array(wiener_volume(first + second, fsc)), *halves)
+
+
+def correlate_halves(maps: Maps, apix: float, convention: ShellConvention = "relion", seed: int = 0) -> Correlation:
+    """FSC of half maps under masks of the full map, and corrected for the tight one by randomised phases."""
+    size, masks = len(maps.full), make_masks(maps.full, apix)
+    if convention == "cryodrgn":
+        masks["spherical"] = np.broadcast_to(disc_mask(size), masks["spherical"].shape)
+    curves = _masked_curves(maps.half1, maps.half2, masks, convention)
+    if convention == "cryodrgn":
+        tight = resolution(curves["tight"], size, apix, GOLD_STANDARD, last=True)
+        start = max(int(0.75 * size * apix / tight), 1)
+    else:
+        start = first_shell_below(curves["unmasked"], RANDOMISE_BELOW)
+    curves["corrected"] = corrected_curve(
+        maps.half1, maps.half2, masks["tight"], start, seed=seed, convention=convention
+    )
+    return Correlation(curves, size, apix, convention)
+
+
+def correlate(
+    first: Float[np.ndarray, "D D D"],
+    second: Float[np.ndarray, "D D D"],
+    apix: float,
+    mask: Float[np.ndarray, "D D D"] | None = None,
+) -> Correlation:
+    """FSC of two volumes under masks of the first, or under a mask that is given (then called tight)."""
+    masks = make_masks(first, apix) if mask is None else {"tight": mask}
+    return Correlation(_masked_curves(first, second, masks, "relion"), len(first), apix)
+
+
+def make_masks(volume: Float[np.ndarray, "D D D"], apix: float) -> dict[str, Float[np.ndarray, "D D D"]]:
+    """Spherical, loose and tight mask of a volume."""
+    made = {
+        name: threshold_mask(volume, apix=apix, dilate=dilate, soft_edge=edge)
+        for name, (dilate, edge) in (("loose", LOOSE), ("tight", TIGHT))
+    }
+    return {"spherical": sphere_mask(len(volume), len(volume) / 2), **made}
+
+
+def _masked_curves(
+    first: Float[np.ndarray, "D D D"],
+    second: Float[np.ndarray, "D D D"],
+    masks: Mapping[str, Float[np.ndarray, "D D D"]],
+    convention: ShellConvention,
+) -> dict[str, Float[np.ndarray, " shells"]]:
+    curves = {"unmasked": fourier_shell_correlation(first, second, convention)}
+    return curves | {
+        name: fourier_shell_correlation(first * mask, second * mask, convention) for name, mask in masks.items()
+    }
+
+
+def density_sign(volume: Float[np.ndarray, "D D D"]) -> tuple[int, float]:
+    """Whether density is positive (1) or negative (-1), or cannot be told (0); and the skewness that says so."""
+    skewness = skewness_in_sphere(torch.from_numpy(np.ascontiguousarray(volume)))
+    if not abs(skewness) >= UNDECIDED_SKEWNESS:
+        return 0, skewness
+    return (1 if skewness > 0 else -1), skewness
+
+
+def describe(maps: Maps, correlation: Correlation, info: StoreInfo, num_images: int) -> list[str]:
+    """Lines on resolution and contrast."""
+    lines = [f"{num_images:,} images", f"half maps: {resolutions(correlation)}"]
+    sign, skewness = density_sign(maps.full)
+    if sign > 0:
+        lines.append(f"density is positive, as it should be (skewness {skewness:+.2f})")
+    elif sign < 0:
+        flag = "--no-invert" if info.data_sign < 0 else "--invert"
+        lines.append(f"DENSITY IS NEGATIVE (skewness {skewness:+.2f}): convert the particles again with {flag}")
+    else:
+        lines.append(f"the sign of the density cannot be told (skewness {skewness:+.2f}); look at the map")
+    return lines
+
+
+def resolutions(correlation: Correlation) -> str:
+    """Say at which resolution the curve that counts, and the unmasked one, fall below 0.5 and 0.143."""
+    said = []
+    for name in (correlation.best_name, "unmasked"):
+        half, gold = (correlation.resolution(name, threshold) for threshold in (HALF, GOLD_STANDARD))
+        said.append(f"{name} {half:.2f} Å at FSC {HALF}, {gold:.2f} Å at {GOLD_STANDARD}")
+    return "; ".join(said)
+
+
+def write_maps(folder: Path, maps: Maps, correlation: Correlation, apix: float, *, like_cryodrgn: bool = False) -> None:
+    """Write ``backproject.mrc``, the half maps, ``mask.mrc``, ``fsc.csv``, ``fsc.png`` and ``slices.png``.
+
+    Half maps are named as RELION wants them, or with `like_cryodrgn` as cryoDRGN calls them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    first, second = HALF_NAMES["cryodrgn" if like_cryodrgn else "relion"]
+    mask = threshold_mask(maps.full, apix=apix, dilate=TIGHT[0], soft_edge=TIGHT[1])
+    volumes = {"backproject.mrc": maps.full, first: maps.half1, second: maps.half2, "mask.mrc": mask}
+    for name, volume in volumes.items():
+        write_mrc(folder / name, volume, apix, f"drgn_ray back-projection {name}")
+    write_correlation(folder, correlation, "fsc")
+    volume_figure(maps.full, apix).savefig(folder / "slices.png", dpi=150)
+
+
+def write_correlation(folder: Path, correlation: Correlation, name: str) -> None:
+    """Write the table and the figure of some curves."""
+    correlation.table().to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    marks = {threshold: correlation.resolution(correlation.best_name, threshold) for threshold in (HALF, GOLD_STANDARD)}
+    fsc_figure(correlation.curves, correlation.box_size, correlation.apix, marks).savefig(
+        folder / f"{name}.png", dpi=150
+    )
+
+
+def check_same_grid(name: str, volume: MrcVolume, other: str, box_size: int, apix: float) -> None:
+    """Refuse to compare a volume with one of another box or pixel size."""
+    if volume.data.shape != (box_size,) * 3:
+        shape = " x ".join(map(str, volume.data.shape))
+        raise ConfigError(
+            name,
+            f"it has {shape} voxels, {other} has {box_size} a side",
+            f"bring it there with `drgn-ray volume {name} -D {box_size} -o resampled.mrc`, or with --crop",
+        )
+    if not np.isclose(volume.apix, apix, rtol=0.01):
+        raise ConfigError(
+            name,
+            f"its voxels are {volume.apix:.4g} Å, those of {other} {apix:.4g} Å",
+            "compare maps of the same sampling, or set a wrong header right with `drgn-ray volume --apix`",
+        )
+
+
+def _array(volume: torch.Tensor) -> Float[np.ndarray, "D D D"]:
+    return volume.float().numpy()
