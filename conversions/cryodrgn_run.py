@@ -34,6 +34,7 @@ from conversions.cryodrgn_write import (
 from drgn_ray import __version__
 from drgn_ray.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, describe
 from drgn_ray.errors import RunError
+from drgn_ray.models.vae import VAE
 from drgn_ray.particles.store import ParticleStore, StoreInfo
 from drgn_ray.training.checkpoint import Position, load_position, load_state, save_checkpoint
 from drgn_ray.training.embed import (
@@ -108,6 +109,8 @@ def export_run(run: RunDirectory, folder: str | Path) -> None:
     It holds the particles as well, and cryoDRGN can train on from there (``train_vae --load``).
     """
     config, target = run.config(), free_folder(folder)
+    if config.model.model != "vae":
+        raise RunError(str(run.path), f"it is {config.model.model}, and only a VAE is exported", "pass a run of one")
     store, latents = ParticleStore(config.particles), load_latents(run.latents_file)
     rows = np.argsort(store.columns["source_row"])
     if (
@@ -123,6 +126,7 @@ def export_run(run: RunDirectory, folder: str | Path) -> None:
     if not epoch:
         raise RunError(str(run.path), "its first epoch is not finished", "let `drgn-ray train` finish it")
     network = build_model(config, store)
+    assert isinstance(network, VAE)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay)
     load_state(run.checkpoints, network, optimizer)
     saved = {

@@ -344,11 +344,8 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
     held = "" if store is None else f": {len(store):,} particles, {store.info.box_size} px of {store.info.apix:.4g} Å"
     yield Line("kind", "run directory")
     yield Line("store", config.particles + held)
-    yield Line(
-        "model",
-        f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}, "
-        f"decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",
-    )
+    latent = f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}" if model.model == "vae" else model.model
+    yield Line("model", f"{latent}, decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding")
 
 
 def _losses(position: Position) -> dict[str, float]:

@@ -34,6 +34,8 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """The network."""
 
+    model: Literal["vae", "homogeneous"] = "vae"
+    """vae: every particle has its latent; homogeneous: one volume for all, the decoder alone (cryoDRGN's train_nn)."""
     zdim: PositiveInt = 8
     """Dimension of the latent space."""
     encoder: Literal["residual"] = "residual"
@@ -94,6 +96,9 @@ class ResourcesConfig(Settings):
     """How many of the newest checkpoints to keep."""
 
 
+_OF_LATENTS = ("zdim", "encoder", "enc_dim", "enc_layers", "beta")  # what a homogeneous model has not
+
+
 class RunConfig(Settings):
     """Everything a training run is made of."""
 
@@ -108,6 +113,8 @@ class RunConfig(Settings):
         """All settings by field name, without the sections (MLflow parameters)."""
         sections = self.model_dump()
         particles = sections.pop("particles")
+        if self.model.model == "homogeneous":
+            sections["model"] = {name: value for name, value in sections["model"].items() if name not in _OF_LATENTS}
         return {"particles": particles} | {name: value for part in sections.values() for name, value in part.items()}
 
 

@@ -37,11 +37,13 @@ def _analyze(arguments: Arguments) -> None:
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import analyze_run, open_tracked
+    from jobs.pipeline import finish_run, open_tracked
 
     run = RunDirectory(arguments.run)
     config = run.config()
     count, zdim = len(ParticleStore(config.particles)), config.model.zdim
+    if config.model.model == "homogeneous" and (arguments.ksample, arguments.pc) != (None, None):
+        raise ConfigError("--ksample, --pc", f"{run.path} is homogeneous: it has no latents", "leave them out")
     if arguments.ksample is not None and not 1 <= arguments.ksample <= count:
         raise ConfigError(
             f"--ksample {arguments.ksample}", f"there are {count:,} particles", "pass a number up to that"
@@ -50,8 +52,7 @@ def _analyze(arguments: Arguments) -> None:
         raise ConfigError(f"--pc {arguments.pc}", f"z has {zdim} dimensions", "pass a number up to that")
     with job_frame(arguments.run) as frame:
         tracked = open_tracked(run, config, frame)
-        analysis = analyze_run(run, tracked, ksample=arguments.ksample, num_pcs=arguments.pc)
-        frame.result(f"picture {analysis.folder / 'z_pca.png'}", f"volumes {analysis.kmeans_folder}")
+        frame.result(*finish_run(run, tracked, ksample=arguments.ksample, num_pcs=arguments.pc))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _decode(arguments: Arguments) -> None:
+    import numpy as np
     import torch
 
     from drgn_ray.analysis.volumes import decode_to_folder
@@ -52,7 +53,7 @@ def _decode(arguments: Arguments) -> None:
 
     run = RunDirectory(arguments.run)
     config = run.config()
-    z = _latents(arguments, run, config.model.zdim)
+    z = np.zeros((1, 0)) if config.model.model == "homogeneous" else _latents(arguments, run, config.model.zdim)
     store = ParticleStore(config.particles)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with job_frame(arguments.output) as frame:

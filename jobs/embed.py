@@ -46,6 +46,8 @@ def _embed(arguments: Arguments) -> None:
     from jobs.frame import job_frame
 
     run = RunDirectory(arguments.run)
+    if run.config().model.model == "homogeneous":
+        raise ConfigError(str(run.path), "this run is homogeneous: it has no latents", "pass a run of --model vae")
     trained_on = ParticleStore(run.config().particles)
     store = trained_on if arguments.particles is None else ParticleStore(arguments.particles)
     if arguments.particles is not None and arguments.output is None:

@@ -9,17 +9,24 @@ from functools import partial
 import torch
 
 from drgn_ray.analysis.analyze import Analysis, analyze
+from drgn_ray.analysis.consensus import resolutions, write_reconstruction
+from drgn_ray.analysis.states import all_particles
 from drgn_ray.config import RunConfig
+from drgn_ray.distributed.backproject import back_project
 from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.trainer import train
+from drgn_ray.particles.backproject import Assignment, Method, half_maps
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.physics.fsc import GOLD_STANDARD, HALF
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
-from drgn_ray.tracking.summary import summary
+from drgn_ray.tracking.summary import homogeneous_summary, summary
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.embed import load_latents, trained_epochs, trained_model
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
+
+RESOLUTIONS = {"resolution_0.5": HALF, "resolution_0.143": GOLD_STANDARD}  # metrics of MLflow, Å
 
 
 @contextmanager
@@ -48,6 +55,36 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
 def train_run(run: RunDirectory, config: RunConfig) -> None:
     """Train what is left of a run."""
     train(config, run, partial(make_reporter, run, config.training.num_epochs))
+
+
+def finish_run(
+    run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
+) -> list[str]:
+    """Analyse a run as befits its model; lines on where the results are."""
+    if run.config().model.model == "homogeneous":
+        return reconstruct_run(run, tracked)
+    analysis = analyze_run(run, tracked, ksample=ksample, num_pcs=num_pcs)
+    return [f"picture {analysis.folder / 'z_pca.png'}", f"volumes {analysis.kmeans_folder}"]
+
+
+def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
+    """Decode the volume of a homogeneous run, compare it with back-projection, and copy all of it to MLflow."""
+    config = run.config()
+    store = ParticleStore(config.particles)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
+    folder = run.analysis(trained_epochs(run, config, store))
+    everything = Assignment(all_particles(len(store)).weight[None], half_maps(store.columns))
+    (sums,) = (each for several in back_project(store, everything, Method()) for each in several)
+    against = write_reconstruction(folder, model, store.info, sums)
+    tracked.artifacts(folder, folder.name)
+    tracked.artifacts(run.config_file)
+    tracked.metrics(
+        {f"fsc/{name}": against.resolution(against.best_name, value) for name, value in RESOLUTIONS.items()},
+        position.images_seen,
+    )
+    tracked.note(homogeneous_summary(run, store.info, position, against))
+    return [f"volume  {folder / 'reconstruct.mrc'}", f"against back-projection: {resolutions(against)}"]
 
 
 def analyze_run(

@@ -57,7 +57,7 @@ def _train(arguments: Arguments) -> None:
     from drgn_ray.distributed.trainer import check  # heavy imports come after the mistakes found without them
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import analyze_run, tracked_run, train_run
+    from jobs.pipeline import finish_run, tracked_run, train_run
 
     check(config, store)
     run = RunDirectory(arguments.outdir)
@@ -66,8 +66,7 @@ def _train(arguments: Arguments) -> None:
         with tracked_run(run, config, frame) as tracked:
             train_run(run, config)
             if not arguments.no_analysis:
-                analysis = analyze_run(run, tracked)
-                frame.result(f"volumes {analysis.kmeans_folder}")
+                frame.result(*finish_run(run, tracked))
 
 
 if __name__ == "__main__":

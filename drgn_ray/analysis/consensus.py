@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 
 from drgn_ray.analysis.figures import fsc_figure, volume_figure
-from drgn_ray.analysis.volumes import MrcVolume, write_mrc
+from drgn_ray.analysis.volumes import MrcVolume, decode, write_mrc
 from drgn_ray.errors import ConfigError
+from drgn_ray.models.network import Network
 from drgn_ray.particles.normalise import UNDECIDED_SKEWNESS, skewness_in_sphere
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.physics.backproject import cryodrgn_volume, unfiltered_volume, wiener_volume
@@ -185,6 +186,23 @@ def write_maps(folder: Path, maps: Maps, correlation: Correlation, apix: float, 
         write_mrc(folder / name, volume, apix, f"drgn_ray back-projection {name}")
     write_correlation(folder, correlation, "fsc")
     volume_figure(maps.full, apix).savefig(folder / "slices.png", dpi=150)
+
+
+def write_reconstruction(
+    folder: Path, model: Network, info: StoreInfo, sums: Float[np.ndarray, "2 S S H 3"]
+) -> Correlation:
+    """Write ``reconstruct.mrc``, the volume of a homogeneous network, and its FSC with the back-projection.
+
+    The back-projection's own files are written too (`write_maps`).
+    """
+    volume = decode(model, np.zeros(0), info)
+    maps = make_maps(sums)
+    write_maps(folder, maps, correlate_halves(maps, info.apix), info.apix)
+    write_mrc(folder / "reconstruct.mrc", volume, info.apix, "drgn_ray homogeneous network")
+    volume_figure(volume, info.apix).savefig(folder / "reconstruct.png", dpi=150)
+    against = correlate(maps.full, volume, info.apix)
+    write_correlation(folder, against, "fsc_backproject")
+    return against
 
 
 def write_correlation(folder: Path, correlation: Correlation, name: str) -> None:

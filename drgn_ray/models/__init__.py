@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from drgn_ray.config import ModelConfig
 from drgn_ray.models.decoder import CoordinateDecoder
+from drgn_ray.models.homogeneous import Homogeneous
+from drgn_ray.models.network import Network
 from drgn_ray.models.vae import VAE, ResidualEncoder
 from drgn_ray.physics.observation import Observer
 
@@ -11,10 +13,16 @@ DECODERS = {"coordinate": CoordinateDecoder}
 ENCODERS = {"residual": ResidualEncoder}
 
 
-def build_vae(
+def build_network(
     model: ModelConfig, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool, damping: bool = False
-) -> VAE:
-    """Build the network for images of a store; weights are drawn from torch's global generator."""
+) -> Network:
+    """Build the network for images of a store; weights are drawn from torch's global generator.
+
+    Parameters
+    ----------
+    box_size, data_sign, hartley_std, ctf, damping
+        What the images are, see `drgn_ray.physics.observation.Observer`.
+    """
     observer = Observer(
         box_size=box_size,
         data_sign=data_sign,
@@ -23,17 +31,32 @@ def build_vae(
         ctf=ctf,
         damping=damping,
     )
+    return MODELS[model.model](model, observer)
+
+
+def _vae(model: ModelConfig, observer: Observer) -> Network:
     encoder = ENCODERS[model.encoder](
         num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
     )
-    decoder = DECODERS[model.decoder](
-        box_size=box_size,
-        zdim=model.zdim,
+    decoder = _decoder(model, observer, model.zdim)
+    beta = 1 / model.zdim if model.beta is None else model.beta
+    return VAE(observer=observer, encoder=encoder, decoder=decoder, zdim=model.zdim, beta=beta)
+
+
+def _homogeneous(model: ModelConfig, observer: Observer) -> Network:
+    return Homogeneous(observer=observer, decoder=_decoder(model, observer, 0))
+
+
+def _decoder(model: ModelConfig, observer: Observer, zdim: int) -> CoordinateDecoder:
+    return DECODERS[model.decoder](
+        box_size=observer.box_size,
+        zdim=zdim,
         dec_dim=model.dec_dim,
         dec_layers=model.dec_layers,
         pe_type=model.pe_type,
         pe_dim=model.pe_dim,
         feat_sigma=model.feat_sigma,
     )
-    beta = 1 / model.zdim if model.beta is None else model.beta
-    return VAE(observer=observer, encoder=encoder, decoder=decoder, beta=beta)
+
+
+MODELS = {"vae": _vae, "homogeneous": _homogeneous}

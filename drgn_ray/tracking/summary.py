@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from drgn_ray.analysis.analyze import Analysis
+from drgn_ray.analysis.consensus import Correlation, resolutions
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.run_directory import RunDirectory
@@ -35,6 +36,32 @@ def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: An
     drgn-ray decode {run.path} --particles 0,17,1204 -o volumes/
     drgn-ray analyze {run.path} --ksample 50
     drgn-ray train {run.config().particles} -o {run.path} -n {2 * int(last.get("epoch", 10))}     # train longer
+"""
+
+
+def homogeneous_summary(run: RunDirectory, info: StoreInfo, position: Position, against: Correlation) -> str:
+    """Markdown of a finished homogeneous run; `against` is its FSC with the back-projection."""
+    last = position.history[-1] if position.history else {}
+    rows = [
+        ("particles", f"{info.num_particles:,} of {info.box_size} px, {info.apix:.4g} Å/px"),
+        ("contrast", info.contrast),
+        ("epochs", str(last.get("epoch", 0))),
+        *((label, f"{last[key]:.4f}") for label, key in _LOSSES[:2] if key in last),
+        ("FSC with the back-projection", resolutions(against)),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    folder = run.analysis(int(last.get("epoch", 0)))
+    return f"""| | |
+|---|---|
+{table}
+
+**Look** at `{folder.name}/fsc_backproject.png` and, in ChimeraX:
+
+    chimerax {folder}/reconstruct.mrc {folder}/backproject.mrc
+
+**Next**, the landscape of shapes:
+
+    drgn-ray train {run.config().particles} -o {run.path.parent}/vae --zdim 8
 """
 
 

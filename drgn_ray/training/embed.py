@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.models.vae import VAE
+from drgn_ray.models.network import Network
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position, load_weights
@@ -67,7 +67,7 @@ def load_latents(path: Path) -> Latents:
         return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
 
 
-def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> VAE:
+def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> Network:
     """Load the network of a run's newest checkpoint, for evaluation."""
     model = build_model(config, store)
     load_weights(run.checkpoints, model)

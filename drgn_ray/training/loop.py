@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.models import build_vae
+from drgn_ray.models import build_network
 from drgn_ray.models.elbo import ElboTerms, kl_divergence
-from drgn_ray.models.vae import VAE
+from drgn_ray.models.network import Network
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
@@ -59,12 +59,17 @@ def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
     return order
 
 
-def build_model(config: RunConfig, store: ParticleStore) -> VAE:
+def build_model(config: RunConfig, store: ParticleStore) -> Network:
     """Build the network for a store, its weights drawn with the run's seed."""
     torch.manual_seed(config.training.seed)
     info = store.info
-    return build_vae(
-        config.model, box_size=info.box_size, data_sign=info.data_sign, hartley_std=info.hartley_std, ctf=info.has_ctf
+    return build_network(
+        config.model,
+        box_size=info.box_size,
+        data_sign=info.data_sign,
+        hartley_std=info.hartley_std,
+        ctf=info.has_ctf,
+        damping=store.has_damping,
     )
 
 
@@ -184,7 +189,7 @@ class Trainer:
     @torch.inference_mode()
     def _validate(self) -> tuple[dict[str, float], Tensor]:
         """Losses and latent statistics of the held-out particles, and their mean latent."""
-        zdim = self.config.model.zdim
+        zdim = self.model.zdim
         self.model.eval()
         totals, moments = _Averages(self.worker.device), torch.zeros(3, zdim, device=self.worker.device)
         for batch in self._held_out():
@@ -200,6 +205,8 @@ class Trainer:
         _sum_over_workers(moments)
         mean, square, kld = moments / count
         metrics = {f"val/{name}": value for name, value in averages.items()}
+        if not zdim:
+            return metrics, mean
         metrics["latent/active_dims"] = float((kld > _ACTIVE_NATS).sum())
         metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
         return metrics, mean

@@ -1,0 +1,40 @@
+"""One volume for all particles: the decoder without a latent (cryoDRGN's ``train_nn``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drgn_ray.models.decoder import CoordinateDecoder
+from drgn_ray.models.elbo import ElboTerms, reconstruction_loss
+from drgn_ray.models.network import Network
+from drgn_ray.physics.observation import Observer
+
+
+class Homogeneous(Network):
+    """A decoder whose latent has no dimension, and the observation model.
+
+    Parameters
+    ----------
+    observer, decoder
+        The parts; the decoder's zdim is 0.
+    """
+
+    def __init__(self, *, observer: Observer, decoder: CoordinateDecoder) -> None:
+        super().__init__(observer=observer, decoder=decoder, zdim=0)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
+        """Reconstruction loss of a batch, which is all of the loss."""
+        seen = self.observer(batch)
+        no_latent = seen.ctf.new_zeros(len(seen.ctf), 0)
+        real, imag = self.decoder.slices(no_latent, seen.rotation, self.observer.freq)
+        loss = reconstruction_loss((real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag))
+        return ElboTerms(loss, loss.detach(), torch.zeros_like(loss.detach()))
+
+    def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Return latents of no dimension."""
+        nothing = batch["rotation"].new_zeros(len(batch["rotation"]), 0)
+        return nothing, nothing
