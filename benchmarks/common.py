@@ -1,11 +1,17 @@
-"""What the benchmarks share: the command line of this checkout, stacks written piece by piece, Markdown tables."""
+"""What the benchmarks share: commands that are timed in turn, stacks written piece by piece, Markdown tables."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import mrcfile
 import numpy as np
@@ -20,6 +26,92 @@ def environment(**changes: str) -> dict[str, str]:
     """Environment of a command of this checkout, on a Ray of its own even where ``RAY_ADDRESS`` names a cluster."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def environment_of_others() -> dict[str, str]:
+    """Environment of a program that is not ours."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+@dataclass
+class Contestant:
+    """A command that is timed, and what was measured.
+
+    Attributes
+    ----------
+    output
+        File or folder it writes, removed before each run.
+    startups, seconds
+        Times of the command on few images and on many.
+    peak_mib
+        Largest resident memory of its (first) process in any run on many images.
+    """
+
+    name: str
+    words: list[str]
+    output: str
+    environment: dict[str, str]
+    startups: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    def run(self, folder: Path) -> tuple[float, float]:
+        """Run the command in a folder; return the seconds it took and its peak memory, MiB."""
+        output = folder / self.output
+        if output.is_dir():
+            shutil.rmtree(output)
+        output.unlink(missing_ok=True)
+        os.sync()
+        with tempfile.TemporaryFile() as log:
+            start = time.monotonic()
+            process = subprocess.Popen(self.words, cwd=folder, env=self.environment, stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.monotonic() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                log.seek(0)
+                raise SystemExit(f"{self.name} ended with exit code {process.returncode}:\n{log.read().decode()}")
+        return seconds, usage.ru_maxrss / 1024
+
+    def measure(self, few: Path, many: Path) -> None:
+        """Run on few images, then on many."""
+        self.startups.append(self.run(few)[0])
+        seconds, peak = self.run(many)
+        self.seconds.append(seconds)
+        self.peak_mib = max(self.peak_mib, peak)
+
+    @property
+    def work(self) -> float:
+        """Median seconds without the start-up."""
+        return median(self.seconds) - median(self.startups)
+
+
+def print_times(contestants: Sequence[Contestant], num_images: int) -> None:
+    """Print a table of times, with speeds as ratios to the first contestant's."""
+    first = contestants[0]
+    print_table(
+        ["command", "min s", "median s", "images/s", "speed", "start-up s", "speed without start-up", "peak MiB"],
+        [
+            [
+                one.name,
+                f"{min(one.seconds):.2f}",
+                f"{median(one.seconds):.2f}",
+                f"{num_images / median(one.seconds):,.0f}",
+                f"{median(first.seconds) / median(one.seconds):.2f}x",
+                f"{median(one.startups):.2f}",
+                f"{first.work / one.work:.2f}x",
+                f"{one.peak_mib:,.0f}",
+            ]
+            for one in contestants
+        ],
+    )
+
+
+def read_through(path: Path) -> None:
+    """Read a file once, so that it is in the page cache."""
+    with open(path, "rb") as file:
+        while file.read(1 << 24):
+            pass
 
 
 def write_stack(

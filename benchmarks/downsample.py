@@ -12,56 +12,29 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import mrcfile
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from benchmarks.common import BATCH, DRGN_RAY, environment, print_table, write_stack
+from benchmarks.common import (
+    BATCH,
+    DRGN_RAY,
+    Contestant,
+    environment,
+    environment_of_others,
+    print_times,
+    read_through,
+    write_stack,
+)
 from drgn_ray.particles.store import ParticleStore
 
 FEW = 16
 LARGEST_DIFFERENCE = 1e-4  # of the standard deviation; float32 rounds at about 1e-6 of it
 MRCS, STORE = "downsampled.mrcs", "downsampled.zarr"
-
-
-@dataclass
-class Contestant:
-    """A command that downsamples a stack, and its times in seconds."""
-
-    name: str
-    words: list[str]
-    output: str
-    environment: dict[str, str]
-    startups: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def run(self, folder: Path) -> float:
-        """Downsample the folder's stack; return the seconds it took."""
-        output = folder / self.output
-        if output.is_dir():
-            shutil.rmtree(output)
-        output.unlink(missing_ok=True)
-        os.sync()
-        start = time.monotonic()
-        result = subprocess.run(self.words, cwd=folder, env=self.environment, capture_output=True, text=True)
-        seconds = time.monotonic() - start
-        if result.returncode:
-            raise SystemExit(f"{self.name} ended with exit code {result.returncode}:\n{result.stdout}{result.stderr}")
-        return seconds
-
-    @property
-    def work(self) -> float:
-        """Median seconds without the start-up."""
-        return median(self.seconds) - median(self.startups)
 
 
 def main() -> int:
@@ -76,8 +49,7 @@ def main() -> int:
         read_through(many / "stack.mrcs")
         for _ in range(arguments.repeats):
             for contestant in contestants:
-                contestant.startups.append(contestant.run(few))
-                contestant.seconds.append(contestant.run(many))
+                contestant.measure(few, many)
         difference = largest_difference(many / MRCS, many / STORE)
     _report(arguments, contestants)
     print(f"\nlargest difference: {difference:.1e} of the standard deviation")
@@ -102,8 +74,7 @@ def _parse() -> argparse.Namespace:
 
 def _cryodrgn(arguments: argparse.Namespace) -> Contestant:
     words = [arguments.cryodrgn, "downsample", "stack.mrcs", "-D", str(arguments.target), "-o", MRCS]
-    its_own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return Contestant("cryodrgn downsample", words, MRCS, its_own)
+    return Contestant("cryodrgn downsample", words, MRCS, environment_of_others())
 
 
 def _drgn_ray(workers: int, arguments: argparse.Namespace) -> Contestant:
@@ -128,13 +99,6 @@ def write_source(folder: Path, num_images: int, box_size: int) -> None:
     (folder / "pose.pkl").write_bytes(pickle.dumps(poses))
 
 
-def read_through(path: Path) -> None:
-    """Read a file once, so that it is in the page cache."""
-    with open(path, "rb") as file:
-        while file.read(1 << 24):
-            pass
-
-
 def largest_difference(mrcs: Path, store_path: Path) -> float:
     """Compare the two programs' images; return the largest difference over the standard deviation."""
     store = ParticleStore(store_path)
@@ -153,22 +117,7 @@ def _report(arguments: argparse.Namespace, contestants: list[Contestant]) -> Non
         f"{arguments.num_images:,} images, {arguments.box_size} to {arguments.target} px, float32,"
         f" {arguments.cores} cores, {arguments.repeats} repeats\n"
     )
-    first = contestants[0]
-    print_table(
-        ["command", "min s", "median s", "images/s", "speed", "start-up s", "speed without start-up"],
-        [
-            [
-                one.name,
-                f"{min(one.seconds):.2f}",
-                f"{median(one.seconds):.2f}",
-                f"{arguments.num_images / median(one.seconds):,.0f}",
-                f"{median(first.seconds) / median(one.seconds):.2f}x",
-                f"{median(one.startups):.2f}",
-                f"{first.work / one.work:.2f}x",
-            ]
-            for one in contestants
-        ],
-    )
+    print_times(contestants, arguments.num_images)
 
 
 if __name__ == "__main__":
