@@ -81,6 +81,7 @@ def _backproject(arguments: Arguments) -> None:
     from drgn_ray.physics.symmetry import point_group
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
+    from jobs.pipeline import open_tracked
 
     if "://" in arguments.output:
         raise ConfigError(f"-o {arguments.output}", "maps are written to a folder, not to a URL", "pass a path")
@@ -107,6 +108,9 @@ def _backproject(arguments: Arguments) -> None:
         write = _writer(arguments, run, store, ref)
         for state, row, sums in zip(states, weight, (sums for several in passes for sums in several), strict=True):
             frame.result(*write(state, row, sums))
+        if run is not None:
+            folder = Path(arguments.output)
+            open_tracked(run, run.config(), frame).artifacts(folder, f"backproject/{folder.absolute().name}")
 
 
 def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore) -> list[State]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
@@ -62,7 +61,7 @@ def _reduced(
             yield partial(accumulate, store.absolute_path, first, last, mine, method)
 
     total: Float[np.ndarray, "v 2 S S H 3"] | None = None
-    for part in run_tasks(tasks(), num_workers=num_workers, num_gpus=int(torch.cuda.is_available())):
+    for part in run_tasks(tasks(), num_workers=num_workers, on_gpu=True):
         total = part.sums.astype(np.float64) if total is None else np.add(total, part.sums, out=total)
         progress.update(part.num_images)
     assert total is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
 
 from drgn_ray.distributed.tasks import run_tasks
 from drgn_ray.particles.store import ParticleStore
@@ -32,7 +31,7 @@ def embed(run: RunDirectory, store: ParticleStore, num_workers: int | None = Non
     ]
     parts = []
     with Progress("embed", len(store), "particles") as progress:
-        for part in run_tasks(tasks, num_workers=num_workers, num_gpus=int(torch.cuda.is_available())):
+        for part in run_tasks(tasks, num_workers=num_workers, on_gpu=True):
             parts.append(part)
             progress.update(len(part.z))
     return in_source_order(parts)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 MAX_RETRIES = 3
 
 
-def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = None, num_gpus: float = 0) -> Iterator[T]:
+def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = None, on_gpu: bool = False) -> Iterator[T]:
     """Run tasks and yield their results as they come; each must be safe to run again.
 
     Parameters
@@ -22,8 +22,8 @@ def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = Non
         Picklable callables without arguments; each is asked for when there is room for it.
     num_workers
         At most this many at a time; None: as many as the cluster has CPUs.  0, or a single task, runs in this process.
-    num_gpus
-        GPUs a task reserves.
+    on_gpu
+        Each task reserves a GPU, where the cluster has any.
 
     Raises
     ------
@@ -45,6 +45,7 @@ def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = Non
     from drgn_ray.distributed.cluster import connected, user_error_in
 
     with connected():
+        num_gpus = int(on_gpu and ray.cluster_resources().get("GPU", 0) > 0)
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)(_call)
         # Twice the CPUs keeps them busy while results are fetched; a number the user gave is kept.
         limit = num_workers or 2 * int(ray.cluster_resources()["CPU"])
