@@ -30,6 +30,7 @@ from drgn_ray.physics.fsc import (
     resolution,
 )
 from drgn_ray.physics.mask import disc_mask, sphere_mask, threshold_mask
+from drgn_ray.physics.volume import filter_radially
 
 LOOSE, TIGHT = (25.0, 15.0), (6.0, 6.0)  # Å of dilation and of soft edge, as cryoSPARC and cryoDRGN have them
 # RELION finds the second half map by the first one's name; cryoDRGN calls them a and b.
@@ -51,7 +52,8 @@ class Correlation:
     Attributes
     ----------
     curves
-        By name: unmasked, spherical, loose, tight, and corrected where phases were randomised.
+        By name: unmasked; spherical, loose and tight, or masked where a mask was given; corrected where phases were
+        randomised.
     apix
         Å/px.
     convention
@@ -65,8 +67,8 @@ class Correlation:
 
     @property
     def best_name(self) -> str:
-        """The curve that counts: corrected if there is one, else inside the tight mask."""
-        return "corrected" if "corrected" in self.curves else "tight"
+        """The curve that counts: corrected if there is one, else inside the mask that was given, else the tight one."""
+        return next(name for name in ("corrected", "masked", "tight") if name in self.curves)
 
     def resolution(self, name: str, threshold: float) -> float:
         """Å at the first crossing (cryoDRGN's convention: at the last shell that reaches the threshold)."""
@@ -93,20 +95,38 @@ def make_maps(sums: Float[np.ndarray, "2 S S H 3"], *, like_cryodrgn: bool = Fal
     return Maps(_array(wiener_volume(first + second, fsc)), *halves)
 
 
-def correlate_halves(maps: Maps, apix: float, convention: ShellConvention = "relion", seed: int = 0) -> Correlation:
-    """FSC of half maps under masks of the full map, and corrected for the tight one by randomised phases."""
-    size, masks = len(maps.full), make_masks(maps.full, apix)
-    if convention == "cryodrgn":
+def merge_halves(half1: Float[np.ndarray, "D D D"], half2: Float[np.ndarray, "D D D"]) -> Maps:
+    """Half maps and their mean, weighed by 2 FSC / (1 + FSC) so that a mask of it is one of signal, not of noise."""
+    size = len(half1)
+    fsc = np.clip(fourier_shell_correlation(half1, half2), 0, 1)
+    shells, weight = np.arange(len(fsc)) / size, 2 * fsc / (1 + fsc)
+    full = filter_radially((half1 + half2) / 2, 1.0, lambda cycles_px: np.interp(cycles_px, shells, weight))
+    return Maps(full, half1, half2)
+
+
+def correlate_halves(
+    maps: Maps,
+    apix: float,
+    convention: ShellConvention = "relion",
+    seed: int = 0,
+    *,
+    mask: Float[np.ndarray, "D D D"] | None = None,
+) -> Correlation:
+    """FSC of half maps under masks of the full map, and corrected for the tight one by randomised phases.
+
+    A mask that is given takes the place of those, as ``masked``.
+    """
+    size, name = len(maps.full), "tight" if mask is None else "masked"
+    masks = make_masks(maps.full, apix) if mask is None else {name: mask}
+    if convention == "cryodrgn" and mask is None:
         masks["spherical"] = np.broadcast_to(disc_mask(size), masks["spherical"].shape)
     curves = _masked_curves(maps.half1, maps.half2, masks, convention)
     if convention == "cryodrgn":
-        tight = resolution(curves["tight"], size, apix, GOLD_STANDARD, last=True)
+        tight = resolution(curves[name], size, apix, GOLD_STANDARD, last=True)
         start = max(int(0.75 * size * apix / tight), 1)
     else:
         start = first_shell_below(curves["unmasked"], RANDOMISE_BELOW)
-    curves["corrected"] = corrected_curve(
-        maps.half1, maps.half2, masks["tight"], start, seed=seed, convention=convention
-    )
+    curves["corrected"] = corrected_curve(maps.half1, maps.half2, masks[name], start, seed=seed, convention=convention)
     return Correlation(curves, size, apix, convention)
 
 
@@ -116,8 +136,8 @@ def correlate(
     apix: float,
     mask: Float[np.ndarray, "D D D"] | None = None,
 ) -> Correlation:
-    """FSC of two volumes under masks of the first, or under a mask that is given (then called tight)."""
-    masks = make_masks(first, apix) if mask is None else {"tight": mask}
+    """FSC of two volumes under masks of the first, or under a mask that is given (the curve ``masked``)."""
+    masks = make_masks(first, apix) if mask is None else {"masked": mask}
     return Correlation(_masked_curves(first, second, masks, "relion"), len(first), apix)
 
 
@@ -170,6 +190,8 @@ def resolutions(correlation: Correlation) -> str:
     for name in (correlation.best_name, "unmasked"):
         half, gold = (correlation.resolution(name, threshold) for threshold in (HALF, GOLD_STANDARD))
         said.append(f"{name} {half:.2f} Å at FSC {HALF}, {gold:.2f} Å at {GOLD_STANDARD}")
+        if gold <= 2 * correlation.apix:
+            said[-1] += " (Nyquist)"
     return "; ".join(said)
 
 
@@ -214,14 +236,15 @@ def write_correlation(folder: Path, correlation: Correlation, name: str) -> None
     )
 
 
-def check_same_grid(name: str, volume: MrcVolume, other: str, box_size: int, apix: float) -> None:
-    """Refuse to compare a volume with one of another box or pixel size."""
-    if volume.data.shape != (box_size,) * 3:
-        shape = " x ".join(map(str, volume.data.shape))
+def check_same_grid(name: str, volume: MrcVolume, other: str, shape: int | tuple[int, ...], apix: float) -> None:
+    """Refuse to compare a volume with one of another shape (or box size of a cube) or pixel size (Å)."""
+    shape = (shape,) * 3 if isinstance(shape, int) else shape
+    if volume.data.shape != shape:
+        resampled = f"-D {shape[0]} -o resampled.mrc`, or with --crop" if len(set(shape)) == 1 else "--crop PX`"
         raise ConfigError(
             name,
-            f"it has {shape} voxels, {other} has {box_size} a side",
-            f"bring it there with `drgn-ray volume {name} -D {box_size} -o resampled.mrc`, or with --crop",
+            f"it has {_by(volume.data.shape)} voxels, {other} has {_by(shape)}",
+            f"bring it there with `drgn-ray volume {name} {resampled}",
         )
     if not np.isclose(volume.apix, apix, rtol=0.01):
         raise ConfigError(
@@ -229,6 +252,10 @@ def check_same_grid(name: str, volume: MrcVolume, other: str, box_size: int, api
             f"its voxels are {volume.apix:.4g} Å, those of {other} {apix:.4g} Å",
             "compare maps of the same sampling, or set a wrong header right with `drgn-ray volume --apix`",
         )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _array(volume: torch.Tensor) -> Float[np.ndarray, "D D D"]:

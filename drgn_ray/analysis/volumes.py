@@ -40,15 +40,19 @@ def read_mrc(path: str) -> MrcVolume:
     Raises
     ------
     ParticleFileError
-        There is no such file, or it is no volume, or its voxels are not cubes.
+        There is no such file, or it is no volume (a stack, complex, of other dimensions), or its voxels are not cubes.
     """
     if not Path(path).is_file():
         raise ParticleFileError(path, "there is no such file", "check the path")
+    if path.endswith(".mrcs"):
+        raise ParticleFileError(path, "its name says that it is a stack of images", "pass a map, as .mrc")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd headers, which are common; what matters is checked below
             with mrcfile.open(path, permissive=True) as file:
                 data, size = file.data, file.voxel_size
+                if data is not None and np.iscomplexobj(data):
+                    raise ValueError("its values are complex")
                 data = None if data is None else np.array(data, np.float32)
                 sides = tuple(float(getattr(size, axis)) for axis in "xyz")
     except (OSError, ValueError) as error:

@@ -44,6 +44,11 @@ def guinier_bfactor(volume: Volume, apix: float, finest: float) -> float:
     """B-factor that flattens the fall of the amplitudes between 10 Å and `finest` (Å), to pass to `sharpen`.
 
     The slope of ln(amplitude) over s² is -B/4 of the volume (Rosenthal and Henderson 2003); what undoes it is -B.
+
+    Raises
+    ------
+    ValueError
+        Fewer than three shells lie between the two, or one of them is empty.
     """
     frequency = _frequency(volume.shape, apix)
     inside = (frequency >= 1 / GUINIER_FROM) & (frequency <= 1 / finest)
@@ -53,8 +58,12 @@ def guinier_bfactor(volume: Volume, apix: float, finest: float) -> float:
     there = np.flatnonzero(count)
     if len(there) < 3:
         raise ValueError(f"there are {len(there)} shells between {GUINIER_FROM:g} and {finest:.3g} Å")
-    amplitude = np.sqrt(np.bincount(bins, power)[there] / count[there])
-    slope, _ = np.polyfit((there / (max(volume.shape) * apix)) ** 2, np.log(amplitude), 1)
+    squared_frequency, power = (
+        np.bincount(bins, each)[there] / count[there] for each in (frequency[inside] ** 2, power)
+    )
+    if power.min() <= 0:
+        raise ValueError(f"the map holds nothing in some shells between {GUINIER_FROM:g} and {finest:.3g} Å")
+    slope, _ = np.polyfit(squared_frequency, np.log(power) / 2, 1)
     return float(4 * slope)
 
 
@@ -63,8 +72,8 @@ def flip_hand(volume: Volume) -> Volume:
     return np.roll(volume[::-1], 1 - volume.shape[0] % 2, axis=0)
 
 
-def crop(volume: Volume, box_size: int) -> Volume:
-    """Cut out, or pad with zeros to, a cube of `box_size` about the origin."""
+def crop(volume: Volume, box_size: int) -> Float[np.ndarray, "d d d"]:
+    """Cut out, or pad with zeros to, a cube of `box_size` about the origin; the volume need not be one."""
     for axis, size in enumerate(volume.shape):
         start = size // 2 - box_size // 2
         if start >= 0:
@@ -81,6 +90,8 @@ def resample(volume: Float[np.ndarray, "D D D"], box_size: int) -> Float[np.ndar
     size = volume.shape[0]
     assert volume.shape == (size,) * 3, volume.shape
     assert size % 2 == box_size % 2 == 0, (size, box_size)
+    if box_size == size:
+        return volume  # with its Nyquist frequencies
     half = min(size, box_size) // 2
     spectrum = np.fft.fftn(volume)
     kept = np.arange(-half + 1, half)  # without Nyquist, whose two signs are one sample
