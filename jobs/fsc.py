@@ -7,6 +7,8 @@ which noise at high frequencies makes better.
 
 drgn-ray fsc half1_unfil.mrc half2_unfil.mrc --half-maps -o fsc/
 
+drgn-ray fsc half1_unfil.mrc half2_unfil.mrc --half-maps --local-resolution -o local/
+
 drgn-ray fsc decoded.mrc truth.mrc --mask mask.mrc -o fsc/
 """
 
@@ -40,6 +42,8 @@ class Arguments:
     """Folder for fsc.csv and fsc.png."""
     half_maps: bool = False
     """A and B are half maps of each other: correct for the mask; FSC 0.143 is then what counts, else 0.5."""
+    local_resolution: bool = False
+    """Of half maps: also write local_resolution.mrc, the resolution (Å) at every voxel, to colour the map by."""
     mask: str | None = None
     """Mask on the same grid, instead of those that are made; `drgn-ray volume --make-mask` makes one."""
     apix: float | None = None
@@ -77,6 +81,8 @@ def _fsc(arguments: Arguments) -> None:
         folder = Path(arguments.output)
         folder.mkdir(parents=True, exist_ok=True)
         consensus.write_correlation(folder, correlation, "fsc")
+        if maps is not None and arguments.local_resolution:
+            frame.result(consensus.write_local_resolution(folder, maps, apix, given))
         masks = f"inside {arguments.mask}" if mask is not None else f"masks made of {made_of}"
         frame.result(f"{len(first.data)} px, {apix:.4g} Å/px; {masks}", *consensus.resolutions(correlation).split("; "))
 
@@ -119,6 +125,8 @@ def _check_call(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError
 
     name = f"-o {arguments.output}"
+    if arguments.local_resolution and not arguments.half_maps:
+        raise ConfigError("--local-resolution", "it is a property of half maps", "add --half-maps if these are")
     if "://" in arguments.output:
         raise ConfigError(name, "curves are written to a folder, not to a URL", "pass a path")
     if any(path.is_file() for path in (Path(arguments.output), *Path(arguments.output).parents)):

@@ -29,8 +29,10 @@ from drgn_ray.physics.fsc import (
     fourier_shell_correlation,
     resolution,
 )
+from drgn_ray.physics.local_resolution import NUM_BANDS, local_resolution
 from drgn_ray.physics.mask import disc_mask, sphere_mask, threshold_mask
 from drgn_ray.physics.volume import filter_radially
+from drgn_ray.progress import Progress
 
 LOOSE, TIGHT = (25.0, 15.0), (6.0, 6.0)  # Å of dilation and of soft edge, as cryoSPARC and cryoDRGN have them
 # RELION finds the second half map by the first one's name; cryoDRGN calls them a and b.
@@ -234,6 +236,24 @@ def write_correlation(folder: Path, correlation: Correlation, name: str) -> None
     fsc_figure(correlation.curves, correlation.box_size, correlation.apix, marks).savefig(
         folder / f"{name}.png", dpi=150
     )
+
+
+def write_local_resolution(
+    folder: Path, maps: Maps, apix: float, mask: Float[np.ndarray, "D D D"] | None = None
+) -> str:
+    """Write ``local_resolution.mrc`` (Å, in ChimeraX: ``color sample``); a line on what it says inside the mask.
+
+    Parameters
+    ----------
+    mask
+        Where the line is about; None: the tight mask of the map.
+    """
+    with Progress("local resolution", NUM_BANDS, "bands") as progress:
+        found = local_resolution(maps.half1, maps.half2, apix, progress=progress.update)
+    write_mrc(folder / "local_resolution.mrc", found, apix, "drgn_ray local resolution, Angstrom")
+    inside = make_masks(maps.full, apix)["tight"] if mask is None else mask
+    low, middle, high = np.percentile(found[inside > 0.5], (5, 50, 95))
+    return f"local resolution inside the mask: median {middle:.2f} Å, 5% to 95% of the voxels {low:.2f} to {high:.2f} Å"
 
 
 def check_same_grid(name: str, volume: MrcVolume, other: str, shape: int | tuple[int, ...], apix: float) -> None:

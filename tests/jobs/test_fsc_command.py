@@ -11,6 +11,7 @@ import pytest
 from drgn_ray.analysis.consensus import merge_halves
 from drgn_ray.analysis.volumes import write_mrc
 from drgn_ray.physics.fsc import corrected_curve, first_shell_below, fourier_shell_correlation, resolution
+from drgn_ray.physics.local_resolution import local_resolution
 from drgn_ray.physics.mask import sphere_mask, threshold_mask
 from drgn_ray.physics.volume import low_pass
 from jobs.cli import main
@@ -117,6 +118,15 @@ def test_half_maps_are_corrected_for_a_given_mask(folder: Path, capsys: pytest.C
     assert table["corrected"].to_numpy() == pytest.approx(expected, abs=1e-4)
 
 
+def test_local_resolution_is_a_map_of_angstroms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run("a.mrc b.mrc -o fsc --half-maps --local-resolution", capsys)
+    with mrcfile.open(folder / "fsc" / "local_resolution.mrc") as file:
+        assert file.voxel_size.x == pytest.approx(APIX)
+        assert np.array_equal(file.data, local_resolution(*halves(), APIX))
+        assert 2 * APIX <= file.data.min() <= file.data.max() <= SIZE * APIX * 1.001
+    assert "local resolution inside the mask: median" in printed
+
+
 def test_the_mean_of_half_maps_is_weighed_where_they_agree() -> None:
     """Of signal and noise of equal power each half has an FSC of 1/2, and their mean weighs 2/3."""
     rng = np.random.default_rng(0)
@@ -167,6 +177,7 @@ def test_masks_of_a_negative_map_are_warned_of(
             "long.mrc long.mrc -o fsc",
             "long.mrc: it has 32 x 24 x 24 voxels, which is no cube; make it one with `drgn-ray",
         ),
+        ("a.mrc b.mrc -o fsc --local-resolution", "--local-resolution: it is a property of half maps"),
         ("a.mrc b.mrc -o fsc --apix 0", "--apix 0: it is not above 0"),
         ("a.mrc b.mrc -o s3://bucket/fsc", "-o s3://bucket/fsc: curves are written to a folder, not to a URL"),
         ("a.mrc b.mrc -o file", "-o file: there is a file where a folder should be"),
