@@ -10,6 +10,7 @@ of the store's columns; either way it names the original images.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,31 +21,45 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from conversions import cryodrgn_write, csdat, relion, star
+from conversions.expansion import Expansion, copied_uids, expand, expand_cs, expand_star
 from drgn_ray import units
 from drgn_ray.errors import ConfigError
 from drgn_ray.particles.schema import COLUMN
 from drgn_ray.particles.store import ParticleStore
 
+logger = logging.getLogger(__name__)
 Rows = Int[np.ndarray, " n"]
 DARK, WHITE = -1.0, 1.0
 
 
-def export(store: ParticleStore, rows: Rows, outputs: Sequence[str]) -> None:
+def export(store: ParticleStore, rows: Rows, outputs: Sequence[str], sym: str = "C1") -> None:
     """Write rows of a store to every output, whose suffix says what it is.
+
+    Parameters
+    ----------
+    sym
+        Point group by which particles are multiplied (`conversions.expansion`).
 
     Raises
     ------
     ConfigError
-        For an unknown suffix, before anything is written.
+        For an unknown suffix, or one without poses where particles are multiplied, before anything is written.
     """
     writers = [_writer_of(output) for output in outputs]
+    expansion = expand(store, rows, sym)
+    if len(expansion.group) > 1:
+        for output in outputs:
+            if Path(output).suffix not in _WITH_POSES:
+                raise ConfigError(f"-o {output} --sym {sym}", "it would hold no poses", "expand to a .star or .cs file")
+        if not store.columns["half_set"].all():
+            logger.warning("%s: particles are in no half sets; keep the copies of one in the same half", store.path)
     for output, write in zip(outputs, writers, strict=True):
         path = Path(output)
         with cryodrgn_write.made_whole(path) as partial:
-            write(store, rows, partial)
+            write(store, expansion, partial)
 
 
-def _writer_of(output: str) -> Callable[[ParticleStore, Rows, Path], None]:
+def _writer_of(output: str) -> Callable[[ParticleStore, Expansion, Path], None]:
     suffix = Path(output).suffix
     if "://" in output:
         raise ConfigError(f"-o {output}", "exports are written to local files", "pass a path")
@@ -53,35 +68,39 @@ def _writer_of(output: str) -> Callable[[ParticleStore, Rows, Path], None]:
     return _WRITERS[suffix]
 
 
-def _write_star(store: ParticleStore, rows: Rows, path: Path) -> None:
+def _write_star(store: ParticleStore, expansion: Expansion, path: Path) -> None:
     tables = store.tables()
-    original = relion.star_file_of({**tables, "table": tables["table"].take(rows)})
-    star.write_star_file(str(path), _star_of_columns(store, rows) if original is None else original)
+    table = tables["table"].take(expansion.rows)
+    is_star = relion.star_file_of(tables) is not None
+    original = relion.star_file_of({**tables, "table": expand_star(table, store, expansion)}) if is_star else None
+    star.write_star_file(str(path), _star_of_columns(store, expansion) if original is None else original)
 
 
-def _write_cs(store: ParticleStore, rows: Rows, path: Path) -> None:
-    original = csdat.from_arrow(store.table().take(rows))
-    csdat.write_cs(str(path), _cs_of_columns(store, rows) if original is None else original)
+def _write_cs(store: ParticleStore, expansion: Expansion, path: Path) -> None:
+    original = csdat.from_arrow(store.table().take(expansion.rows))
+    made = _cs_of_columns(store, expansion) if original is None else expand_cs(original, store, expansion)
+    csdat.write_cs(str(path), made)
 
 
-def _write_stack(store: ParticleStore, rows: Rows, path: Path) -> None:
-    cryodrgn_write.write_stack(path, store, rows)
+def _write_stack(store: ParticleStore, expansion: Expansion, path: Path) -> None:
+    cryodrgn_write.write_stack(path, store, expansion.rows)
 
 
-def _write_pickle(store: ParticleStore, rows: Rows, path: Path) -> None:
-    cryodrgn_write.write_selection(path, store.columns["source_row"][rows])
+def _write_pickle(store: ParticleStore, expansion: Expansion, path: Path) -> None:
+    cryodrgn_write.write_selection(path, store.columns["source_row"][expansion.rows])
 
 
-def _write_npy(store: ParticleStore, rows: Rows, path: Path) -> None:
+def _write_npy(store: ParticleStore, expansion: Expansion, path: Path) -> None:
     with open(path, "wb") as file:
-        np.save(file, store.columns["source_row"][rows])
+        np.save(file, store.columns["source_row"][expansion.rows])
 
 
-def _write_text(store: ParticleStore, rows: Rows, path: Path) -> None:
-    np.savetxt(path, store.columns["source_row"][rows], fmt="%d")
+def _write_text(store: ParticleStore, expansion: Expansion, path: Path) -> None:
+    np.savetxt(path, store.columns["source_row"][expansion.rows], fmt="%d")
 
 
-_WRITERS: dict[str, Callable[[ParticleStore, Rows, Path], None]] = {
+_WITH_POSES = (".star", ".cs")
+_WRITERS: dict[str, Callable[[ParticleStore, Expansion, Path], None]] = {
     ".star": _write_star,
     ".cs": _write_cs,
     ".mrcs": _write_stack,
@@ -110,10 +129,15 @@ def _original_images(store: ParticleStore, rows: Rows) -> _Images:
     return _Images(table["stack"].cast(pa.string()).combine_chunks(), table["image"].to_numpy())
 
 
-def _star_of_columns(store: ParticleStore, rows: Rows) -> star.StarFile:
+def _columns(store: ParticleStore, expansion: Expansion) -> dict[str, np.ndarray]:
+    columns = {name: values[expansion.rows] for name, values in store.columns.items()}
+    return columns | {"rotation": expansion.turned(columns["rotation"])}
+
+
+def _star_of_columns(store: ParticleStore, expansion: Expansion) -> star.StarFile:
     """Make a RELION 3.1 file of the columns, for particles that came from elsewhere."""
-    columns = {name: values[rows] for name, values in store.columns.items()}
-    images = _original_images(store, rows)
+    columns = _columns(store, expansion)
+    images = _original_images(store, expansion.rows)
     numbers = pc.utf8_lpad(pa.array(units.relion_from_image_index(images.index)).cast(pa.string()), 6, "0")
     particles: dict[str, object] = {relion.IMAGE_NAME: pc.binary_join_element_wise(numbers, images.stack, "@")}
     particles |= dict(zip(COLUMN["rotation"].relion, units.relion_from_rotation(columns["rotation"]).T, strict=True))
@@ -150,14 +174,14 @@ def _optics_groups(parts: list[np.ndarray]) -> tuple[Int[np.ndarray, " n"], Int[
     return group.ravel(), first
 
 
-def _cs_of_columns(store: ParticleStore, rows: Rows) -> np.ndarray:
+def _cs_of_columns(store: ParticleStore, expansion: Expansion) -> np.ndarray:
     """Make a cryoSPARC table of the columns, for particles that came from elsewhere."""
-    columns = {name: values[rows] for name, values in store.columns.items()}
-    images = _original_images(store, rows)
+    columns = _columns(store, expansion)
+    images, rows = _original_images(store, expansion.rows), expansion.rows
     paths = np.array(images.stack.to_numpy(zero_copy_only=False), dtype="S")
     white = store.info.data_sign == units.sign_of_white_protein(store.info.has_ctf)
     fields: dict[str, np.ndarray] = {
-        "uid": _uids(store.info.table_sha256, columns["source_row"]),
+        "uid": copied_uids(_uids(store.info.table_sha256, columns["source_row"]), expansion),
         "blob/path": paths,
         "blob/idx": images.index.astype(np.uint32),
         "blob/shape": np.repeat(columns["source_box_size"].astype(np.uint32)[:, None], 2, axis=1),

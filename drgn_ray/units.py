@@ -8,6 +8,8 @@ Each function is pinned by a test in ``tests/oracles``.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float, Integer
 from scipy.spatial.transform import Rotation
@@ -30,8 +32,13 @@ def rotation_from_relion(
 
 
 def relion_from_rotation(rotation: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "N 3"]:
-    """Turn rotation matrices into RELION's (rot, tilt, psi) in degrees; the inverse of `rotation_from_relion`."""
-    return Rotation.from_matrix(rotation.swapaxes(-1, -2)).as_euler("ZYZ", degrees=True)
+    """Turn rotation matrices into RELION's (rot, tilt, psi) in degrees; the inverse of `rotation_from_relion`.
+
+    With a tilt of 0 or 180 degrees only the sum or difference of the other two is defined, and psi is 0.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Gimbal lock detected")
+        return Rotation.from_matrix(rotation.swapaxes(-1, -2)).as_euler("ZYZ", degrees=True)
 
 
 def shift_px_to_angstrom(shift_px: Float[np.ndarray, "N 2"], apix: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:

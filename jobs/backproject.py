@@ -94,9 +94,11 @@ def _backproject(arguments: Arguments) -> None:
         check_same_grid(str(arguments.ref), ref, store.path, store.info.box_size, store.info.apix)
     states = _states(arguments, run, store)
     weight = np.stack([state.weight for state in states])
+    used = np.ones(len(store), bool)
     if arguments.ntilts is not None:
-        weight[:, store.columns["tilt_index"] >= arguments.ntilts] = 0
-    assignment = Assignment(weight, half_maps(store.columns, like_cryodrgn=arguments.like_cryodrgn))
+        used = store.columns["tilt_index"] < arguments.ntilts
+        weight[:, ~used] = 0
+    assignment = Assignment(weight, half_maps(store.columns, used=used, like_cryodrgn=arguments.like_cryodrgn))
     for state, row in zip(states, weight, strict=True):
         for half in (0, 1):
             if not (row[assignment.half == half] > 0).any():

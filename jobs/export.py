@@ -4,6 +4,8 @@ drgn-ray export runs/a --clusters 3,7 -o selected.star
 
 drgn-ray export particles.zarr --indices rows.txt -o selected.cs selected.mrcs
 
+drgn-ray export particles.zarr --sym C3 -o expanded.star
+
 drgn-ray export runs/a --cryodrgn cryodrgn_a/
 """
 
@@ -48,6 +50,9 @@ class Arguments:
     """Keep the particles in a box of the run's latent space, as z0:-1:0.5,z2::3."""
     others: bool = False
     """Keep the particles that are not selected instead."""
+    sym: str = "C1"
+    """Symmetry expansion: write every particle once for each rotation of this point group, as RELION names it; of .star
+    and .cs."""
     overwrite: bool = False
     """Replace files of -o that are there (a folder of --cryodrgn must be a new one)."""
 
@@ -66,6 +71,7 @@ def _export(arguments: Arguments) -> None:
     from conversions.export import export
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
+    from drgn_ray.physics.symmetry import point_group
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
 
@@ -83,14 +89,18 @@ def _export(arguments: Arguments) -> None:
         free_folder(arguments.cryodrgn)
         if run is not None and len(rows) < len(store):
             raise ConfigError("--cryodrgn", "a run is exported with all its particles", "leave the selection out")
+    num_copies = len(point_group(arguments.sym))
+    if arguments.cryodrgn is not None and num_copies > 1:
+        raise ConfigError("--cryodrgn --sym", "expanded particles are written as tables", "pass -o FILE.star")
     with job_frame(arguments.output[0] if arguments.output else str(arguments.cryodrgn)) as frame:
-        export(store, rows, arguments.output)
+        export(store, rows, arguments.output, arguments.sym)
         if arguments.cryodrgn is not None and run is not None:
             export_run(run, Path(arguments.cryodrgn))
         elif arguments.cryodrgn is not None:
             with made_whole(Path(arguments.cryodrgn).absolute()) as partial:
                 write_inputs(partial, store, rows)
-        frame.result(f"{len(rows):,} of {len(store):,} particles")
+        copies = f", each {num_copies} times" if num_copies > 1 else ""
+        frame.result(f"{len(rows):,} of {len(store):,} particles{copies}")
 
 
 def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: ParticleStore) -> Int[np.ndarray, " n"]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from drgn_ray.errors import StoreError
@@ -70,14 +70,25 @@ class PartialSums(NamedTuple):
     sums: Float32[np.ndarray, "V 2 S S H 3"]
 
 
-def half_maps(columns: Mapping[str, np.ndarray], *, like_cryodrgn: bool = False) -> Int[np.ndarray, " N"]:
+def half_maps(
+    columns: Mapping[str, np.ndarray], *, used: Bool[np.ndarray, " N"] | None = None, like_cryodrgn: bool = False
+) -> Int[np.ndarray, " N"]:
     """Half (0 or 1) of every image: the half sets of the source where all have one, else every other particle.
 
     The images of one tilt series stay together; cryoDRGN puts every other image of the table into a half.
+
+    Parameters
+    ----------
+    used
+        Images that are back-projected at all, among which cryoDRGN's halves alternate; None: all.
     """
     half_set = columns["half_set"]
     if like_cryodrgn:
-        return np.argsort(np.argsort(columns["source_row"])) % 2
+        order = np.argsort(columns["source_row"])
+        counted = np.ones(len(order), bool) if used is None else used[order]
+        half = np.empty(len(order), np.int64)
+        half[order] = (np.cumsum(counted) - 1) % 2
+        return half
     if np.isin(half_set, (1, 2)).all() and len(np.unique(half_set)) == 2:
         return half_set.astype(np.int64) - 1
     _, particle = np.unique(columns["particle"], return_inverse=True)

@@ -107,10 +107,16 @@ def cryodrgn_volume(sums: Float[Tensor, "S S H 3"], reg_weight: float = 1.0) -> 
 def _finish(
     real: Float[Tensor, "S S H"], imag: Float[Tensor, "S S H"], divisor: Float[Tensor, "S S H"]
 ) -> Float[Tensor, "D D D"]:
-    """Divide, transform, undo what the trilinear kernel does in real space, and mask the corners; solvent is 0."""
-    hartley = to_hartley_lattice(real / divisor, imag / divisor)[:-1, :-1, :-1]
-    volume = volume_from_hartley(hartley)
-    size = len(volume)
+    """Divide, transform, undo what the trilinear kernel does in real space, and mask the corners; solvent is 0.
+
+    Shells beyond D/2 hold nothing but what the kernel spilt there, and are left out.
+    """
+    size = real.shape[0] - 3
+    inside = (_shells(divisor) <= size // 2) / divisor
+    hartley = to_hartley_lattice(real * inside, imag * inside)
+    for axis in range(3):  # a volume has one coefficient for both ends: of -D/2 alone a symmetric one would not be so
+        hartley.select(axis, 0).add_(hartley.select(axis, -1)).div_(2)
+    volume = volume_from_hartley(hartley[:-1, :-1, :-1])
     # The kernel is a triangle along each axis, whose transform is sinc².
     envelope = torch.sinc((torch.arange(size, device=volume.device) - size // 2) / size).to(volume.dtype) ** 2
     envelope = envelope[:, None, None] * envelope[None, :, None] * envelope[None, None, :]

@@ -42,7 +42,8 @@ def insert(
     ----------
     kernel
         "trilinear": products of 1 - distance along each axis, which add up to 1.  "cryodrgn": max(0, 1 - Euclidean
-        distance), which do not.
+        distance) at floor and ceiling of each coordinate, which do not; where a coordinate is a whole number, both are
+        the same neighbour, which then gets its share twice.
     """
     if sums.device.type == "cpu":
         trilinear = kernel == "trilinear"
@@ -50,6 +51,15 @@ def insert(
         _insert_compiled(sums.numpy(), values.numpy(), weights.numpy(), points, rotation.numpy(), trilinear)
     else:
         insert_with_torch(sums, values, weights, k, rotation, kernel)
+
+
+@numba.njit(inline="always")
+def _fused(kx: np.float32, rx: np.float32, ky: np.float32, ry: np.float32) -> np.float32:
+    """Round ``kx * rx``, then round once more when ``ky * ry`` is added, as a fused multiply-add does.
+
+    So cryoDRGN's matrix product rounds, and its kernel asks whether a coordinate is a whole number.
+    """
+    return np.float32(np.float64(np.float32(kx * rx)) + np.float64(ky) * np.float64(ry))
 
 
 def _insert_loop(
@@ -61,9 +71,14 @@ def _insert_loop(
         for point in range(k.shape[0]):
             kx = k[point, 0]
             ky = k[point, 1]
-            x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
-            y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
-            z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+            if trilinear:
+                x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
+                y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
+                z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+            else:
+                x = _fused(kx, rotation[image, 0, 0], ky, rotation[image, 1, 0])
+                y = _fused(kx, rotation[image, 0, 1], ky, rotation[image, 1, 1])
+                z = _fused(kx, rotation[image, 0, 2], ky, rotation[image, 1, 2])
             real = values[image, point].real
             imag = values[image, point].imag
             weight = weights[image, point]
@@ -75,6 +90,8 @@ def _insert_loop(
             at_x = int(floor_x)
             at_y = int(floor_y) + origin
             at_z = int(floor_z) + origin
+            num_whole = int(x == floor_x) + int(y == floor_y) + int(z == floor_z)
+            times = np.float32(1 << num_whole)  # floor and ceiling are then one neighbour
             for above_z in range(2):
                 near_z = z - floor_z if above_z else one - (z - floor_z)  # 1 - distance along the axis
                 for above_y in range(2):
@@ -85,7 +102,7 @@ def _insert_loop(
                             share = near_x * near_y * near_z
                         else:
                             squares = (one - near_x) ** 2 + (one - near_y) ** 2 + (one - near_z) ** 2
-                            share = max(nothing, one - np.sqrt(squares))
+                            share = times * max(nothing, one - np.sqrt(squares))
                         sums[at_z + above_z, at_y + above_y, at_x + above_x, 0] += share * real
                         sums[at_z + above_z, at_y + above_y, at_x + above_x, 1] += share * imag
                         sums[at_z + above_z, at_y + above_y, at_x + above_x, 2] += share * weight
@@ -106,16 +123,18 @@ def insert_with_torch(
     kernel: Kernel,
 ) -> None:
     """Do what `insert` does with torch's operations alone, on any device."""
-    where = k.to(rotation.dtype) @ rotation[:, :2, :]
+    kx, ky = k.to(rotation.dtype)[:, :, None].unbind(1)
+    first = kx * rotation[:, :1, :]
+    where = (first.double() + ky.double() * rotation[:, 1:2, :].double()).to(first.dtype)  # as a fused multiply-add
     mirrored = where[..., 0] < 0
     where = torch.where(mirrored[..., None], -where, where)
     imag = torch.where(mirrored, -values.imag, values.imag)
     rows = torch.stack([values.real, imag, weights], dim=-1)
-    corner = where.floor()
+    corner, far = where.floor(), where.floor() + 1 if kernel == "trilinear" else where.ceil()
     side_y, side_x = sums.shape[1:3]
     flat = sums.view(-1, 3)
     for offset in itertools.product((0, 1), repeat=3):
-        neighbour = corner + torch.tensor(offset, dtype=where.dtype, device=where.device)
+        neighbour = torch.where(torch.tensor(offset, dtype=torch.bool, device=where.device), far, corner)
         distance = where - neighbour
         if kernel == "trilinear":
             share = (1 - distance.abs()).prod(dim=-1)

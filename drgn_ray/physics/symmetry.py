@@ -17,15 +17,15 @@ from scipy.spatial.transform import Rotation
 from drgn_ray.errors import ConfigError
 
 _GOLDEN = (1 + 5**0.5) / 2
-_X, _Z, _DIAGONAL = (1, 0, 0), (0, 0, 1), (1, 1, 1)
+_X, _Z, _DIAGONAL = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
 # Each group by the fold and direction of axes that generate it.
 _GENERATORS = {
-    "T": ((3, _Z), (2, (0, 2**0.5, 1))),
+    "T": ((3, _Z), (2, (0.0, 2**0.5, 1.0))),
     "O": ((3, _DIAGONAL), (4, _Z)),
-    "I1": ((2, _X), (5, (_GOLDEN, 0, -1)), (3, (_GOLDEN**2, 1, 0))),
-    "I2": ((2, _Z), (5, (1, 0, _GOLDEN)), (3, (0, 1, _GOLDEN**2))),
-    "I3": ((2, (-1, 0, _GOLDEN)), (5, _Z)),
-    "I4": ((2, (1, 0, _GOLDEN)), (5, (2, 0, 1))),
+    "I1": ((2, _X), (5, (_GOLDEN, 0.0, -1.0)), (3, (_GOLDEN**2, 1.0, 0.0))),
+    "I2": ((2, _Z), (5, (1.0, 0.0, _GOLDEN)), (3, (0.0, 1.0, _GOLDEN**2))),
+    "I3": ((2, (-1.0, 0.0, _GOLDEN)), (5, _Z)),
+    "I4": ((2, (1.0, 0.0, _GOLDEN)), (5, (2.0, 0.0, 1.0))),
 }
 _GENERATORS["I"] = _GENERATORS["I2"]
 _LARGEST_FOLD = 100
