@@ -11,10 +11,11 @@ import re
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from conversions import files
-from drgn_ray.errors import ParticleFileError
+from drgn_ray.errors import ConfigError, ParticleFileError
+from drgn_ray.particles.store import ParticleStore
 
 NOT_ORTHOGONAL = 1e-3  # of an entry of R Rᵀ; float32 is within 1e-6
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -155,6 +156,16 @@ def read_selection(path: str, count: int) -> Int[np.ndarray, " n"]:
     if len(np.unique(chosen)) < len(chosen):
         raise ParticleFileError(path, "it names a row more than once", "keep each row once")
     return chosen.astype(np.int64)
+
+
+def read_selection_of(path: str, store: ParticleStore) -> Bool[np.ndarray, " N"]:
+    """Which rows of a store a file selects (`read_selection`), by their rows in the source table."""
+    source_row = store.columns["source_row"]
+    chosen = read_selection(path, store.info.num_source_rows)
+    unknown = chosen[~np.isin(chosen, source_row)]
+    if len(unknown):
+        raise ConfigError(path, f"row {unknown[0]} is not among the particles of the store", "choose from the same")
+    return np.isin(source_row, chosen)
 
 
 def _rows(path: str, values: Any) -> np.ndarray:

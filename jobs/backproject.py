@@ -39,6 +39,8 @@ class Arguments:
     """Point group with RELION's axes: Cn, Dn, T, O, I, I1, I2, I3, I4."""
     ref: str | None = None
     """Another map to correlate with, on the same grid."""
+    indices: str | None = None
+    """Only these rows: .pkl, .npy or text of 0-based rows of the source table."""
     clusters: str | None = None
     """Of a run: k-means clusters, as 3,7 or all; each gives a volume of its particles."""
     ksample: int | None = None
@@ -72,6 +74,7 @@ def _backproject(arguments: Arguments) -> None:
 
     import numpy as np
 
+    from conversions.cryodrgn import read_selection_of
     from drgn_ray.analysis.consensus import check_same_grid
     from drgn_ray.analysis.volumes import read_mrc
     from drgn_ray.distributed.backproject import back_project
@@ -97,7 +100,9 @@ def _backproject(arguments: Arguments) -> None:
     used = np.ones(len(store), bool)
     if arguments.ntilts is not None:
         used = store.columns["tilt_index"] < arguments.ntilts
-        weight[:, ~used] = 0
+    if arguments.indices is not None:
+        used &= read_selection_of(arguments.indices, store)
+    weight[:, ~used] = 0
     assignment = Assignment(weight, half_maps(store.columns, used=used, like_cryodrgn=arguments.like_cryodrgn))
     for state, row in zip(states, weight, strict=True):
         for half in (0, 1):

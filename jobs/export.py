@@ -109,7 +109,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
 
     import numpy as np
 
-    from conversions.cryodrgn import read_selection
+    from conversions.cryodrgn import read_selection_of
     from drgn_ray.analysis.selection import in_box, in_clusters, newest_labels
     from drgn_ray.errors import ConfigError
     from drgn_ray.training.embed import load_latents
@@ -117,13 +117,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
     source_row = store.columns["source_row"]
     keep = np.ones(len(store), bool)
     if arguments.indices is not None:
-        chosen = read_selection(arguments.indices, store.info.num_source_rows)
-        unknown = chosen[~np.isin(chosen, source_row)]
-        if len(unknown):
-            raise ConfigError(
-                arguments.indices, f"row {unknown[0]} is not among the particles of the store", "choose from the same"
-            )
-        keep &= np.isin(source_row, chosen)
+        keep &= read_selection_of(arguments.indices, store)
     if arguments.clusters is not None and arguments.labels is not None:
         keep &= np.isin(source_row, in_clusters(Path(arguments.labels), arguments.clusters))
     elif arguments.clusters is not None:

@@ -62,7 +62,7 @@ def states_of_clusters(
             np.isin(source_row, in_clusters(labels_file, str(number))).astype(np.float32),
             z[number],
         )
-        for number in map(int, clusters.split(","))
+        for number in dict.fromkeys(map(int, clusters.split(",")))  # each once
     ]
 
 

@@ -127,6 +127,13 @@ class TestOfAStore:
         assert table["tight"][3] > 0.9
         assert f"against {tmp_path}/truth.mrc: tight " in said
 
+    def test_a_list_of_rows_alone_is_inserted(
+        self, store_path: Path, tmp_path: Path, back_projected: BackProjected
+    ) -> None:
+        (tmp_path / "rows.txt").write_text(" ".join(map(str, range(100, 220))))
+        _, said = back_projected(store_path, "--indices", str(tmp_path / "rows.txt"))
+        assert "120 images" in said
+
     def test_a_symmetry_makes_the_map_symmetric(self, store_path: Path, back_projected: BackProjected) -> None:
         folder, _ = back_projected(store_path, "--sym", "C2")
         volume = mrcfile.read(folder / "half1_unfil.mrc")[1:, 1:, 1:]
