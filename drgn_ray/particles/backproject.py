@@ -16,8 +16,10 @@ from torch import Tensor
 
 from drgn_ray.errors import StoreError
 from drgn_ray.particles.loader import to_batch
+from drgn_ray.particles.normalise import sample_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.backproject import BackProjector
+from drgn_ray.physics.ctf import compute_ctf
 from drgn_ray.physics.gridding import Kernel
 from drgn_ray.physics.observation import CTF_COLUMNS, DAMPING_COLUMNS, Observer
 from drgn_ray.physics.symmetry import point_group
@@ -108,7 +110,11 @@ def accumulate(
     symmetry = torch.from_numpy(point_group(method.sym)).float()
     kernel: Kernel = "cryodrgn" if method.like_cryodrgn else "trilinear"
     num_volumes = len(assignment.weight)
-    projectors = [BackProjector(observer.half_disc, kernel=kernel, symmetry=symmetry) for _ in range(2 * num_volumes)]
+    mean_squared_ctf = _mean_squared_ctf(store).to(device)
+    projectors = [
+        BackProjector(observer.half_disc, kernel=kernel, symmetry=symmetry, mean_squared_ctf=mean_squared_ctf)
+        for _ in range(2 * num_volumes)
+    ]
     totals = torch.stack([projector.sums for projector in projectors]).double()
     waiting = 0
     for rows, batch in _batches(store, first_chunk, last_chunk, assignment):
@@ -131,6 +137,18 @@ def accumulate(
     _flush(projectors, totals)
     sums = totals.float().cpu().numpy().reshape(num_volumes, 2, *totals.shape[1:])
     return PartialSums(assignment.weight.shape[1], sums)
+
+
+def _mean_squared_ctf(store: ParticleStore) -> Float[Tensor, " R"]:
+    """Of a sample of the store, the same for all tasks, at the radii 0 to D/2 along one axis."""
+    size = store.info.box_size
+    radius = torch.arange(size // 2 + 1)
+    if not store.info.has_ctf:
+        return torch.ones(len(radius))
+    freq = torch.stack([radius / size, torch.zeros(len(radius))], dim=-1)
+    rows = sample_rows(len(store))
+    columns = {name: torch.from_numpy(store.columns[name][rows]) for name in CTF_COLUMNS}
+    return (compute_ctf(freq, **columns) ** 2).mean(dim=0)
 
 
 def _observer(store: ParticleStore, method: Method) -> Observer:

@@ -15,6 +15,7 @@ from drgn_ray.physics.gridding import Kernel, complete_plane, empty_sums, insert
 from drgn_ray.physics.lattice import HalfDisc
 
 LOWEST_WEIGHT = 1e-3  # of a shell's mean weight: a voxel with less is divided by this (RELION's choice)
+LOWEST_MEAN = 1e-4  # of squared CTFs, where they start from nothing
 LOWEST_FSC = 0.143  # shells beyond the resolution keep the weight they have there, lest their neighbours leak into them
 
 
@@ -29,6 +30,9 @@ class BackProjector:
         See `gridding.insert`.
     symmetry
         Rotations of a point group (`drgn_ray.physics.symmetry`); every slice is inserted under each of them.
+    mean_squared_ctf
+        Of all images at the radii 0 to D/2; None: 1.  With the trilinear kernel points are weighed so that it, and the
+        density of slices, pull no lattice point inwards or outwards.
 
     Attributes
     ----------
@@ -37,12 +41,18 @@ class BackProjector:
     """
 
     def __init__(
-        self, points: HalfDisc, *, kernel: Kernel = "trilinear", symmetry: Float[Tensor, "G 3 3"] | None = None
+        self,
+        points: HalfDisc,
+        *,
+        kernel: Kernel = "trilinear",
+        symmetry: Float[Tensor, "G 3 3"] | None = None,
+        mean_squared_ctf: Float[Tensor, " R"] | None = None,
     ) -> None:
         self.points = points
         self.kernel: Kernel = kernel
         self.symmetry = torch.eye(3)[None] if symmetry is None else symmetry
         self.sums = empty_sums(points.box_size, points.k.device)
+        self.balance = _balance(points, mean_squared_ctf)
 
     def insert(
         self,
@@ -59,10 +69,28 @@ class BackProjector:
             How much each image counts; None: 1.
         """
         weighted = ctf if weight is None else ctf * weight[:, None]
+        if self.kernel == "trilinear":
+            weighted = weighted * self.balance
         values, weights = coefficients * weighted, ctf * weighted
         for operation in self.symmetry:
             turned = rotation @ operation.to(rotation)
             insert(self.sums, values, weights, self.points.k, turned, self.kernel)
+
+
+def _balance(points: HalfDisc, mean_squared_ctf: Float[Tensor, " R"] | None) -> Float[Tensor, " P"]:
+    """Weight of each point that makes the sums' density even along the radius.
+
+    Slices through the origin are as dense as 1/|k|, and at low frequency squared CTFs rise steeply.  A lattice point
+    would get the mean of what is on the side where there is more.  Beyond its first maximum the CTF is left as it is:
+    between the rings of its zeros there is noise.
+    """
+    radius = torch.linalg.vector_norm(points.k.float(), dim=-1)
+    if mean_squared_ctf is None:
+        return radius
+    rising = mean_squared_ctf.cummax(dim=0).values.clamp_min(LOWEST_MEAN)
+    below = radius.floor().to(torch.int64)
+    above = (below + 1).clamp_max(len(rising) - 1)
+    return radius / torch.lerp(rising[below], rising[above], radius - below)
 
 
 def unfiltered_volume(sums: Float[Tensor, "S S H 3"]) -> Float[Tensor, "D D D"]:
