@@ -89,6 +89,8 @@ def inspect(path: str, hints: Hints) -> Inspection:
             raise StoreError(path, "this folder is neither a store nor a run", "pass the one or the other, or a file")
         return reader(path)
     suffix = next((suffix for suffix in _FILES if path.endswith(suffix)), None)
+    if suffix is None and not files.is_file(path):
+        raise ParticleFileError(path, "there is no such file or folder", "check the path")
     if suffix is None:
         raise ParticleFileError(
             path, f"its name ends in none of {', '.join(_FILES)}", "pass a particle file, a pickle, a store or a run"

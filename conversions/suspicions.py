@@ -281,7 +281,10 @@ def duplicates(facts: Facts) -> Iterator[Finding]:
     for what, values in facts.keys.items():
         twice = pd.Series(values).duplicated().to_numpy()
         if twice.any():
-            yield Finding(f"the same {what} is there again {_rows(twice)}", "remove duplicates")
+            yield Finding(
+                f"the same {what} is there again {_rows(twice)}",
+                "remove duplicates, unless a symmetry expansion made them",
+            )
 
 
 def half_sets(facts: Facts) -> Iterator[Finding]:

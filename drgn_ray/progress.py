@@ -25,7 +25,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str, every_seconds: float = 5.0) -> None:
         self.label, self.total, self.unit, self.every_seconds = label, total, unit, every_seconds
-        self.done = 0
+        self.done, self._said = 0, -1
 
     def __enter__(self) -> Progress:
         self._start = self._last = time.monotonic()
@@ -37,7 +37,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self._said < self.total:
             self._line()
 
     def update(self, count: int) -> None:
@@ -50,6 +50,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        self._said = self.done
         elapsed = time.monotonic() - self._start
         rate = self.done / max(elapsed, 1e-9)
         left = f"ETA {format_duration((self.total - self.done) / rate)}" if 0 < self.done < self.total else ""

@@ -9,8 +9,9 @@ drgn-ray backproject runs/a --particles 17,1204 -o near/       # the particles n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
+    from drgn_ray.analysis.consensus import Correlation
     from drgn_ray.analysis.states import State
     from drgn_ray.analysis.volumes import MrcVolume
+    from drgn_ray.models.network import Network
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.run_directory import RunDirectory
+
+    Sums = Float[np.ndarray, "2 S S H 3"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Arguments:
     """Of tilt series: only this many tilts a particle, the least damped; None: all."""
     like_cryodrgn: bool = False
     """As cryodrgn backproject_voxel does it (kernel, window, halves, shells, names), to compare with it."""
+    overwrite: bool = False
+    """Replace maps that are in the folder already."""
     num_workers: Annotated[int | None, tyro.conf.arg(aliases=["--workers"])] = None
     """Tasks at a time; None: as many as there are CPUs, or this process where images are few; 0: this process."""
 
@@ -70,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _backproject(arguments: Arguments) -> None:
+    from dataclasses import replace
+    from itertools import repeat
     from pathlib import Path
 
     import numpy as np
+    import pandas as pd
 
     from conversions.cryodrgn import read_selection_of
     from drgn_ray.analysis.consensus import check_same_grid
@@ -88,7 +98,7 @@ def _backproject(arguments: Arguments) -> None:
 
     if "://" in arguments.output:
         raise ConfigError(f"-o {arguments.output}", "maps are written to a folder, not to a URL", "pass a path")
-    point_group(arguments.sym)  # is it one?
+    has_symmetry = len(point_group(arguments.sym)) > 1
     run = RunDirectory(arguments.source) if (Path(arguments.source) / "config.yaml").is_file() else None
     store = ParticleStore(arguments.source if run is None else run.config().particles)
     method = Method(arguments.sym, arguments.like_cryodrgn, arguments.dose_per_tilt, arguments.angle_per_tilt)
@@ -96,6 +106,10 @@ def _backproject(arguments: Arguments) -> None:
     if ref is not None:
         check_same_grid(str(arguments.ref), ref, store.path, store.info.box_size, store.info.apix)
     states = _states(arguments, run, store)
+    for state in states:
+        there = Path(arguments.output) / state.name / "backproject.mrc"
+        if there.exists() and not arguments.overwrite:
+            raise ConfigError(str(there), "it is already here", "pass another -o, or --overwrite to replace it")
     weight = np.stack([state.weight for state in states])
     used = np.ones(len(store), bool)
     if arguments.ntilts is not None:
@@ -111,10 +125,16 @@ def _backproject(arguments: Arguments) -> None:
                     state.name or store.path, f"its half map {half + 1} would have no image", "choose more particles"
                 )
     with job_frame(arguments.output) as frame:
-        passes = back_project(store, assignment, method, arguments.num_workers)
-        write = _writer(arguments, run, store, ref)
-        for state, row, sums in zip(states, weight, (sums for several in passes for sums in several), strict=True):
-            frame.result(*write(state, row, sums))
+        all_sums = back_project(store, assignment, method, arguments.num_workers)
+        without = replace(method, sym="C1")
+        all_free = back_project(store, assignment, without, arguments.num_workers) if has_symmetry else repeat(None)
+        writer = _Writer(arguments, run, store, ref)
+        for state, row, sums, free in zip(states, weight, all_sums, all_free, strict=False):
+            frame.result(*writer.write(state, int((row > 0).sum()), sums, free))
+        if states[0].name:
+            table = Path(arguments.output) / "states.csv"
+            pd.DataFrame(writer.table).to_csv(table, index=False, float_format="%.4g")
+            frame.result(f"table   {table}")
         if run is not None:
             folder = Path(arguments.output)
             open_tracked(run, run.config(), frame).artifacts(folder, f"backproject/{folder.absolute().name}")
@@ -148,44 +168,77 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
     return [state_near_latent(run, source_row, np.array(arguments.z), arguments.neighbors)]
 
 
-def _writer(
-    arguments: Arguments, run: RunDirectory | None, store: ParticleStore, ref: MrcVolume | None
-) -> Callable[[State, Float[np.ndarray, " N"], Float[np.ndarray, "2 S S H 3"]], list[str]]:
-    """Make the function that writes a state's maps and what they are compared with, and says what came out."""
-    from pathlib import Path
+class _Writer:
+    """Writes the maps of states and what they are compared with."""
 
-    import torch
+    def __init__(
+        self, arguments: Arguments, run: RunDirectory | None, store: ParticleStore, ref: MrcVolume | None
+    ) -> None:
+        self.arguments, self.run, self.store, self.ref = arguments, run, store, ref
+        self.table: list[dict[str, object]] = []
 
-    from drgn_ray.analysis import consensus
-    from drgn_ray.analysis.volumes import decode, write_mrc
-    from drgn_ray.training.embed import trained_model
+    def write(self, state: State, num_images: int, sums: Sums, free: Sums | None) -> list[str]:
+        """Write a state's folder; say what came out.
 
-    info, compatible = store.info, arguments.like_cryodrgn
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = None
+        Parameters
+        ----------
+        free
+            The sums without symmetry, where `sums` are with one.
+        """
+        from pathlib import Path
 
-    def write(state: State, weight: Float[np.ndarray, " N"], sums: Float[np.ndarray, "2 S S H 3"]) -> list[str]:
-        nonlocal model
-        folder = Path(arguments.output) / state.name
+        from drgn_ray.analysis import consensus
+
+        info, compatible = self.store.info, self.arguments.like_cryodrgn
+        self.folder = Path(self.arguments.output) / state.name
         maps = consensus.make_maps(sums, like_cryodrgn=compatible)
-        halves = consensus.correlate_halves(maps, info.apix, "cryodrgn" if compatible else "relion")
-        consensus.write_maps(folder, maps, halves, info.apix, like_cryodrgn=compatible)
-        lines = consensus.describe(maps, halves, info, num_images=int((weight > 0).sum()))
-        if ref is not None:
-            against = consensus.correlate(maps.full, ref.data, info.apix)
-            consensus.write_correlation(folder, against, "fsc_ref")
-            lines.append(f"against {arguments.ref}: {consensus.resolutions(against)}")
-        if state.z is not None and run is not None:
-            model = trained_model(run, run.config(), store, device) if model is None else model
-            decoded = decode(model, state.z, info)
-            write_mrc(folder / "decoded.mrc", decoded, info.apix, "drgn_ray decoded state")
-            against = consensus.correlate(maps.full, decoded, info.apix)
-            consensus.write_correlation(folder, against, "fsc_decoded")
-            lines.append(f"against the decoded volume: {consensus.resolutions(against)}")
-        head = f"{folder}/backproject.mrc"
-        return [head, *(f"  {line}" for line in lines)]
+        self.full = maps.full
+        correlation = consensus.correlate_halves(maps, info.apix, "cryodrgn" if compatible else "relion")
+        consensus.write_maps(self.folder, maps, correlation, info.apix, like_cryodrgn=compatible)
+        self.lines = consensus.describe(maps, correlation, info, num_images)
+        self.row: dict[str, object] = {"state": state.name, "images": num_images}
+        self._note("half_maps", correlation)
+        if free is not None:
+            alone = consensus.make_maps(free, like_cryodrgn=compatible).full
+            self._compare("symmetry", f"against the map without {self.arguments.sym}", alone)
+        if self.ref is not None:
+            self._compare("ref", f"against {self.arguments.ref}", self.ref.data)
+        if state.z is not None:
+            self._compare("decoded", "against the decoded volume", self._decode(state))
+        self.table.append(self.row)
+        return [f"{self.folder}/backproject.mrc", *(f"  {line}" for line in self.lines)]
 
-    return write
+    def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"]) -> None:
+        from drgn_ray.analysis import consensus
+
+        against = consensus.correlate(self.full, other, self.store.info.apix)
+        consensus.write_correlation(self.folder, against, f"fsc_{name}")
+        self.lines.append(f"{said}: {consensus.resolutions(against)}")
+        self._note(name, against)
+
+    def _note(self, name: str, correlation: Correlation) -> None:
+        from drgn_ray.physics.fsc import GOLD_STANDARD, HALF
+
+        for threshold in (HALF, GOLD_STANDARD):
+            self.row[f"{name}_{threshold}"] = correlation.resolution(correlation.best_name, threshold)
+
+    def _decode(self, state: State) -> Float[np.ndarray, "D D D"]:
+        from drgn_ray.analysis.volumes import decode, write_mrc
+
+        assert state.z is not None
+        decoded = decode(self._model, state.z, self.store.info)
+        write_mrc(self.folder / "decoded.mrc", decoded, self.store.info.apix, "drgn_ray decoded state")
+        return decoded
+
+    @cached_property
+    def _model(self) -> Network:
+        import torch
+
+        from drgn_ray.training.embed import trained_model
+
+        assert self.run is not None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return trained_model(self.run, self.run.config(), self.store, device)
 
 
 if __name__ == "__main__":

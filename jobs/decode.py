@@ -33,6 +33,8 @@ class Arguments:
     """One latent."""
     z_file: str | None = None
     """Text file with one latent a line."""
+    overwrite: bool = False
+    """Replace the volumes that are in the folder already."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +48,7 @@ def _decode(arguments: Arguments) -> None:
     import torch
 
     from drgn_ray.analysis.volumes import decode_to_folder
+    from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.embed import trained_model
     from drgn_ray.training.run_directory import RunDirectory
@@ -53,9 +56,21 @@ def _decode(arguments: Arguments) -> None:
 
     run = RunDirectory(arguments.run)
     config = run.config()
-    z = np.zeros((1, 0)) if config.model.model == "homogeneous" else _latents(arguments, run, config.model.zdim)
+    if config.model.model != "homogeneous":
+        z = _latents(arguments, run, config.model.zdim)
+    elif (arguments.particles, arguments.z, arguments.z_file) != (None, None, None):
+        raise ConfigError(
+            "--particles, -z, --z-file", f"{run.path} is homogeneous: it has no latents", "leave them out"
+        )
+    else:
+        z = np.zeros((1, 0))
     store = ParticleStore(config.particles)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = sorted(Path(arguments.output).glob("vol_*.mrc"))
+    if there and not arguments.overwrite:
+        raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
+    for old in there:
+        old.unlink()
     with job_frame(arguments.output) as frame:
         decode_to_folder(trained_model(run, config, store, device), z, store.info, Path(arguments.output))
         frame.result(f"{len(z)} volumes of {store.info.box_size} px, {store.info.apix:.4g} Å/px")

@@ -101,6 +101,8 @@ def _export(arguments: Arguments) -> None:
                 write_inputs(partial, store, rows)
         copies = f", each {num_copies} times" if num_copies > 1 else ""
         frame.result(f"{len(rows):,} of {len(store):,} particles{copies}")
+        if any(name.endswith((".star", ".cs")) for name in arguments.output):
+            frame.result("image files are named as in the source table: put this one beside it, or pass its --datadir")
 
 
 def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: ParticleStore) -> Int[np.ndarray, " n"]:

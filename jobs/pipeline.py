@@ -75,7 +75,7 @@ def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
     model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
     folder = run.analysis(trained_epochs(run, config, store))
     everything = Assignment(all_particles(len(store)).weight[None], half_maps(store.columns))
-    (sums,) = (each for several in back_project(store, everything, Method()) for each in several)
+    (sums,) = back_project(store, everything, Method())
     against = write_reconstruction(folder, model, store.info, sums)
     tracked.artifacts(folder, folder.name)
     tracked.artifacts(run.config_file)

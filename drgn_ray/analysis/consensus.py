@@ -35,6 +35,7 @@ from drgn_ray.physics.volume import filter_radially
 from drgn_ray.progress import Progress
 
 LOOSE, TIGHT = (25.0, 15.0), (6.0, 6.0)  # Å of dilation and of soft edge, as cryoSPARC and cryoDRGN have them
+LEAST_LOOSE, LEAST_TIGHT = 5, 3  # px of either, so that an edge is soft where voxels are coarse
 # RELION finds the second half map by the first one's name; cryoDRGN calls them a and b.
 HALF_NAMES = {"relion": ("half1_unfil.mrc", "half2_unfil.mrc"), "cryodrgn": ("half_map_a.mrc", "half_map_b.mrc")}
 
@@ -119,9 +120,7 @@ def correlate_halves(
     A mask that is given takes the place of those, as ``masked``.
     """
     size, name = len(maps.full), "tight" if mask is None else "masked"
-    masks = make_masks(maps.full, apix) if mask is None else {name: mask}
-    if convention == "cryodrgn" and mask is None:
-        masks["spherical"] = np.broadcast_to(disc_mask(size), masks["spherical"].shape)
+    masks = make_masks(maps.full, apix, convention) if mask is None else {name: mask}
     curves = _masked_curves(maps.half1, maps.half2, masks, convention)
     if convention == "cryodrgn":
         tight = resolution(curves[name], size, apix, GOLD_STANDARD, last=True)
@@ -143,13 +142,26 @@ def correlate(
     return Correlation(_masked_curves(first, second, masks, "relion"), len(first), apix)
 
 
-def make_masks(volume: Float[np.ndarray, "D D D"], apix: float) -> dict[str, Float[np.ndarray, "D D D"]]:
-    """Spherical, loose and tight mask of a volume."""
-    made = {
-        name: threshold_mask(volume, apix=apix, dilate=dilate, soft_edge=edge)
-        for name, (dilate, edge) in (("loose", LOOSE), ("tight", TIGHT))
+def make_masks(
+    volume: Float[np.ndarray, "D D D"], apix: float, convention: ShellConvention = "relion"
+) -> dict[str, Float[np.ndarray, "D D D"]]:
+    """Spherical, loose and tight mask of a volume; with cryoDRGN's convention as it makes them."""
+    size = len(volume)
+    if convention == "cryodrgn":
+        sphere = np.broadcast_to(disc_mask(size), volume.shape)
+        return {"spherical": sphere, "loose": _mask(volume, apix, LOOSE), "tight": _mask(volume, apix, TIGHT)}
+    return {
+        "spherical": sphere_mask(size, size / 2),
+        "loose": _mask(volume, apix, LOOSE, LEAST_LOOSE),
+        "tight": _mask(volume, apix, TIGHT, LEAST_TIGHT),
     }
-    return {"spherical": sphere_mask(len(volume), len(volume) / 2), **made}
+
+
+def _mask(
+    volume: Float[np.ndarray, "D D D"], apix: float, widths: tuple[float, float], least: int = 0
+) -> Float[np.ndarray, "D D D"]:
+    dilate, edge = (max(width, least * apix) for width in widths)
+    return threshold_mask(volume, apix=apix, dilate=dilate, soft_edge=edge)
 
 
 def _masked_curves(
@@ -204,7 +216,7 @@ def write_maps(folder: Path, maps: Maps, correlation: Correlation, apix: float, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, second = HALF_NAMES["cryodrgn" if like_cryodrgn else "relion"]
-    mask = threshold_mask(maps.full, apix=apix, dilate=TIGHT[0], soft_edge=TIGHT[1])
+    mask = _mask(maps.full, apix, TIGHT, 0 if like_cryodrgn else LEAST_TIGHT)
     volumes = {"backproject.mrc": maps.full, first: maps.half1, second: maps.half2, "mask.mrc": mask}
     for name, volume in volumes.items():
         write_mrc(folder / name, volume, apix, f"drgn_ray back-projection {name}")
@@ -260,11 +272,12 @@ def check_same_grid(name: str, volume: MrcVolume, other: str, shape: int | tuple
     """Refuse to compare a volume with one of another shape (or box size of a cube) or pixel size (Å)."""
     shape = (shape,) * 3 if isinstance(shape, int) else shape
     if volume.data.shape != shape:
-        resampled = f"-D {shape[0]} -o resampled.mrc`, or with --crop" if len(set(shape)) == 1 else "--crop PX`"
+        same_extent = np.isclose(volume.data.shape[0] * volume.apix, shape[0] * apix, rtol=0.01)
+        how = f"--crop {shape[0]}" if np.isclose(volume.apix, apix, rtol=0.01) else "--crop, -D or --apix"
         raise ConfigError(
             name,
-            f"it has {_by(volume.data.shape)} voxels, {other} has {_by(shape)}",
-            f"bring it there with `drgn-ray volume {name} {resampled}",
+            f"it has {_by(volume.data.shape)} voxels of {volume.apix:.4g} Å, {other} has {_by(shape)} of {apix:.4g} Å",
+            f"bring it there with `drgn-ray volume {name} -o resampled.mrc` and {f'-D {shape[0]}' if same_extent else how}",
         )
     if not np.isclose(volume.apix, apix, rtol=0.01):
         raise ConfigError(

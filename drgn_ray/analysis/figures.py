@@ -220,20 +220,15 @@ def fsc_figure(
     for threshold, angstrom in marks.items():
         axes.axhline(threshold, color="grey", linewidth=0.8, linestyle="--")
         if np.isfinite(angstrom):
-            axes.annotate(
-                f"{angstrom:.2f} Å at {threshold:g}",
-                (1 / angstrom, threshold),
-                xytext=(6, 8),
-                textcoords="offset points",
-                fontsize=9,
-            )
             axes.plot([1 / angstrom], [threshold], "o", color="black", markersize=4, zorder=4)
+    found = ", ".join(f"{angstrom:.2f} Å at FSC {threshold:g}" for threshold, angstrom in marks.items())
+    title = f"{title or list(curves)[-1]}: {found}"
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(xlim=(0, 0.5 / apix), ylim=(-0.1, 1.03), xlabel="spatial frequency, 1/Å", ylabel="FSC", title=title)
     top = axes.secondary_xaxis("top")
     ticks = [tick for tick in axes.get_xticks() if 0 < tick <= 0.5 / apix]
     top.set_xticks(ticks, [f"{1 / tick:.3g} Å" for tick in ticks])
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="upper right")
     return figure
 
 

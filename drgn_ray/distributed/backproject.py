@@ -21,8 +21,8 @@ SUMS_BYTES = 1 << 30  # of float32 sums a task holds; more volumes are made in s
 
 def back_project(
     store: ParticleStore, assignment: Assignment, method: Method, num_workers: int | None = None
-) -> Iterator[Float[np.ndarray, "v 2 S S H 3"]]:
-    """Yield the sums of all volumes of an assignment, in order, as many at a time as memory has room for.
+) -> Iterator[Float[np.ndarray, "2 S S H 3"]]:
+    """Yield the sums of each volume of an assignment, in order; as many are made at a time as memory has room for.
 
     The tasks are cut by the store, not by the workers, and summed in float64, so their number and order change nothing
     that float32 shows.
@@ -44,7 +44,7 @@ def back_project(
     with Progress("back-project", num_passes * len(store), "images") as progress:
         for first in range(0, num_volumes, at_once):
             weight = assignment.weight[first : first + at_once]
-            yield _reduced(store, Assignment(weight, assignment.half), method, num_workers, progress)
+            yield from _reduced(store, Assignment(weight, assignment.half), method, num_workers, progress)
 
 
 def _reduced(

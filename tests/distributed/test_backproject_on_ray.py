@@ -28,8 +28,7 @@ def assignment(store: ParticleStore, num_volumes: int = 1) -> Assignment:
 
 
 def sums_of(store: ParticleStore, num_workers: int | None, num_volumes: int = 1, sym: str = "C1") -> np.ndarray:
-    passes = back_project(store, assignment(store, num_volumes), Method(sym), num_workers)
-    return np.concatenate(list(passes))
+    return np.stack(list(back_project(store, assignment(store, num_volumes), Method(sym), num_workers)))
 
 
 def assert_same_sums(some: np.ndarray, others: np.ndarray) -> None:
@@ -62,16 +61,22 @@ def test_the_symmetry_goes_to_the_workers(store_path: Path, many_tasks: None, ra
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_volumes_made_in_several_passes_are_those_of_one(
-    num_workers: int, store_path: Path, monkeypatch: pytest.MonkeyPatch, many_tasks: None, ray_here: None
+    num_workers: int,
+    store_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    many_tasks: None,
+    ray_here: None,
 ) -> None:
     store = ParticleStore(store_path)
-    in_one = list(back_project(store, assignment(store, 3), Method(), 0))
-    monkeypatch.setattr(backproject, "SUMS_BYTES", 2 * in_one[0][0].astype(np.float32).nbytes)
-    in_two = list(back_project(store, assignment(store, 3), Method(), num_workers))
-    assert [len(volumes) for volumes in in_one] == [3]
-    assert [len(volumes) for volumes in in_two] == [2, 1]
-    assert_same_sums(np.concatenate(in_two), in_one[0])
-    assert not np.allclose(in_one[0][1], in_one[0][2], rtol=0, atol=1e-3 * in_one[0].max())
+    in_one = sums_of(store, 0, num_volumes=3)
+    monkeypatch.setattr(backproject, "SUMS_BYTES", 2 * in_one[0].astype(np.float32).nbytes)
+    with caplog.at_level("INFO", logger="drgn_ray.progress"):
+        in_two = sums_of(store, num_workers, num_volumes=3)
+    assert f"of {2 * len(store):,} images" in caplog.text, "every image was read twice"
+    assert len(in_two) == 3
+    assert_same_sums(in_two, in_one)
+    assert not np.allclose(in_one[1], in_one[2], rtol=0, atol=1e-3 * in_one.max())
 
 
 def test_images_of_weight_zero_are_in_no_sum(store_path: Path) -> None:
@@ -81,7 +86,7 @@ def test_images_of_weight_zero_are_in_no_sum(store_path: Path) -> None:
     none[:, :150] = 0
     half = half_maps(store.columns)
     parts = [next(back_project(store, Assignment(weight, half), Method(), 0)) for weight in (some, none)]
-    assert_same_sums(parts[0] + parts[1], sums_of(store, 0))
+    assert_same_sums(parts[0] + parts[1], sums_of(store, 0)[0])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import mrcfile
@@ -32,10 +33,11 @@ BackProjected = Callable[..., tuple[Path, str]]
 
 @pytest.fixture
 def back_projected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> BackProjected:
-    """Run the command in this process; return its folder and what it printed."""
+    """Run the command in this process, each time into a new folder; return that and what it printed."""
+    numbers = count()
 
     def run(source: str | Path, *words: str) -> tuple[Path, str]:
-        output = tmp_path / "maps"
+        output = tmp_path / f"maps{next(numbers)}"
         capsys.readouterr()
         assert main(["backproject", str(source), "-o", str(output), "--workers", "0", *words]) == 0
         return output, capsys.readouterr().out
@@ -135,9 +137,21 @@ class TestOfAStore:
         assert "120 images" in said
 
     def test_a_symmetry_makes_the_map_symmetric(self, store_path: Path, back_projected: BackProjected) -> None:
-        folder, _ = back_projected(store_path, "--sym", "C2")
+        folder, said = back_projected(store_path, "--sym", "C2")
+        assert names_in(folder) == FILES | {"fsc_symmetry.csv", "fsc_symmetry.png"}
+        assert "against the map without C2: tight " in said
+        assert pd.read_csv(folder / "fsc_symmetry.csv")["tight"][4:8].min() < 0.9, "the molecule has no symmetry"
         volume = mrcfile.read(folder / "half1_unfil.mrc")[1:, 1:, 1:]
         assert volume_correlation(volume, volume[:, ::-1, ::-1]) > 0.999
+
+    def test_maps_that_are_there_are_kept(
+        self, store_path: Path, back_projected: BackProjected, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder, _ = back_projected(store_path)
+        again = ["backproject", str(store_path), "-o", str(folder), "--workers", "0"]
+        assert main(again) == 2
+        assert "backproject.mrc: it is already here; pass another -o, or --overwrite" in capsys.readouterr().err
+        assert main([*again, "--overwrite"]) == 0
 
     def test_cryodrgns_names_in_the_compatible_mode(self, store_path: Path, back_projected: BackProjected) -> None:
         folder, _ = back_projected(store_path, "--like-cryodrgn")
@@ -179,7 +193,11 @@ class TestOfARun:
         self, trained: RunDirectory, back_projected: BackProjected
     ) -> None:
         folder, said = back_projected(trained.path, "--clusters", "all")
-        assert names_in(folder) == {"cluster_00", "cluster_01", "cluster_02"}
+        assert names_in(folder) == {"cluster_00", "cluster_01", "cluster_02", "states.csv"}
+        table = pd.read_csv(folder / "states.csv")
+        assert table["state"].tolist() == ["cluster_00", "cluster_01", "cluster_02"]
+        assert table["images"].sum() == 300
+        assert {"half_maps_0.143", "decoded_0.5"} < set(table)
         labels = pd.read_csv(next(trained.path.glob("analyze.*/kmeans3/labels.csv")))["label"]
         volumes = []
         for number in range(3):
@@ -194,18 +212,18 @@ class TestOfARun:
 
     def test_chosen_clusters_alone(self, trained: RunDirectory, back_projected: BackProjected) -> None:
         folder, _ = back_projected(trained.path, "--clusters", "2,0")
-        assert names_in(folder) == {"cluster_00", "cluster_02"}
+        assert names_in(folder) == {"cluster_00", "cluster_02", "states.csv"}
 
     def test_neighbours_of_particles(self, trained: RunDirectory, back_projected: BackProjected) -> None:
         folder, said = back_projected(trained.path, "--particles", "17,204", "--neighbors", "80")
-        assert names_in(folder) == {"particle_17", "particle_204"}
-        for name in names_in(folder):
+        assert names_in(folder) == {"particle_17", "particle_204", "states.csv"}
+        for name in ("particle_17", "particle_204"):
             assert names_in(folder / name) >= FILES | {"decoded.mrc", "fsc_decoded.csv"}
         assert said.count("79 images") == 2  # the farthest neighbour has no weight
 
     def test_neighbours_of_a_latent(self, trained: RunDirectory, back_projected: BackProjected) -> None:
         folder, _ = back_projected(trained.path, "-z", "0", "0.1")
-        assert names_in(folder) == {"latent"}
+        assert names_in(folder) == {"latent", "states.csv"}
 
     def test_a_run_without_a_choice_is_its_store(
         self, trained: RunDirectory, store_path: Path, back_projected: BackProjected
@@ -232,7 +250,7 @@ class TestRefusals:
             (["RUN", "--particles", "3", "--neighbors", "301"], "--neighbors 301: the run has 300 latents; pass 2 to"),
             (["RUN", "-z", "0", "0", "0"], "-z: it has 3 numbers; pass 2, as the run has dimensions."),
             (["STORE", "--sym", "Q4"], "--sym Q4: there is no such point group; pass Cn or Dn"),
-            (["STORE", "--ref", "small.mrc"], "small.mrc: it has 16 x 16 x 16 voxels, "),
+            (["STORE", "--ref", "small.mrc"], "small.mrc: it has 16 x 16 x 16 voxels of 6 Å, "),
             (["STORE", "--ref", "coarse.mrc"], "coarse.mrc: its voxels are 7 Å, those of "),
             (["STORE", "--ref", "none.mrc"], "none.mrc: there is no such file; check the path."),
             (["STORE", "--ntilts", "0"], "its half map 1 would have no image; choose more particles."),

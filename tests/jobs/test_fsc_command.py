@@ -71,7 +71,7 @@ def test_two_maps_have_a_curve_for_every_mask_of_the_first(folder: Path, capsys:
         "unmasked": np.ones_like(first),
         "spherical": sphere_mask(SIZE, 16.0),
         "loose": threshold_mask(first, apix=APIX, dilate=25.0, soft_edge=15.0),
-        "tight": threshold_mask(first, apix=APIX, dilate=6.0, soft_edge=6.0),
+        "tight": threshold_mask(first, apix=APIX, dilate=3 * APIX, soft_edge=3 * APIX),
     }
     for name, mask in masks.items():
         curve = fourier_shell_correlation(first * mask, second * mask)
@@ -101,7 +101,7 @@ def test_half_maps_are_corrected_for_the_tight_mask_of_their_mean(
     table = pd.read_csv(folder / "fsc" / "fsc.csv")
     assert list(table) == ["shell", "resolution", "unmasked", "spherical", "loose", "tight", "corrected"]
     first, second = halves()
-    mask = threshold_mask(merge_halves(first, second).full, apix=APIX, dilate=6.0, soft_edge=6.0)
+    mask = threshold_mask(merge_halves(first, second).full, apix=APIX, dilate=3 * APIX, soft_edge=3 * APIX)
     start = first_shell_below(fourier_shell_correlation(first, second), 0.8)
     curve = corrected_curve(first, second, mask, start)
     assert table["corrected"].to_numpy() == pytest.approx(curve, abs=1e-4)
@@ -163,13 +163,16 @@ def test_masks_of_a_negative_map_are_warned_of(
         ("a.mrc missing.mrc -o fsc", "missing.mrc: there is no such file; check the path"),
         (
             "a.mrc small.mrc -o fsc",
-            "small.mrc: it has 16 x 16 x 16 voxels, a.mrc has 32 x 32 x 32; bring it there with",
+            "small.mrc: it has 16 x 16 x 16 voxels of 3 Å, a.mrc has 32 x 32 x 32 of 3 Å; bring it there with",
         ),
         (
             "a.mrc fine.mrc -o fsc",
             "fine.mrc: its voxels are 1.5 Å, those of a.mrc 3 Å; compare maps of the same sampling",
         ),
-        ("a.mrc b.mrc -o fsc --mask small.mrc", "small.mrc: it has 16 x 16 x 16 voxels, a.mrc has 32 x 32 x 32"),
+        (
+            "a.mrc b.mrc -o fsc --mask small.mrc",
+            "small.mrc: it has 16 x 16 x 16 voxels of 3 Å, a.mrc has 32 x 32 x 32 of 3 Å",
+        ),
         ("a.mrc b.mrc -o fsc --mask fine.mrc", "fine.mrc: its voxels are 1.5 Å, those of a.mrc 3 Å"),
         ("a.mrc b.mrc -o fsc --mask nothing.mrc", "nothing.mrc: all its voxels are 0; pass a map that holds something"),
         ("a.mrc nothing.mrc -o fsc", "nothing.mrc: all its voxels are 0"),

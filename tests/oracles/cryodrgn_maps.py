@@ -23,7 +23,7 @@ def compatible_maps(
     half = half_maps(store.columns, used=used, like_cryodrgn=True)
     assignment = Assignment(used[None].astype(np.float32), half)
     method = Method(like_cryodrgn=True, dose_per_tilt=dose_per_tilt)
-    (sums,) = next(back_project(store, assignment, method, num_workers=0))
+    (sums,) = back_project(store, assignment, method, num_workers=0)
     return make_maps(sums, like_cryodrgn=True)
 
 

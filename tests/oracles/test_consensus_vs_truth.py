@@ -23,7 +23,7 @@ def consensus(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("adk") / "adk.zarr"
     store = convert(table, Options(str(path), None, "float16", None, True, 0, "drgn-ray convert"))
     everything = Assignment(all_particles(len(store)).weight[None], half_maps(store.columns))
-    (sums,) = next(back_project(store, everything, Method(), num_workers=0))
+    (sums,) = back_project(store, everything, Method(), num_workers=0)
     return make_maps(sums).full
 
 
