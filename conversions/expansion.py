@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
+from numpy.lib import recfunctions
 
 from drgn_ray import units
 from drgn_ray.errors import ConfigError
+from drgn_ray.particles.backproject import has_half_sets
 from drgn_ray.particles.schema import COLUMN
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.symmetry import point_group
@@ -96,6 +98,10 @@ def expand_star(table: pa.Table, store: ParticleStore, expansion: Expansion) -> 
         column = table[name].combine_chunks()
         texts = np.where(expansion.is_original, column.to_numpy(zero_copy_only=False), np.char.mod("%.6f", values))
         table = table.set_column(position, name, pa.array(texts.tolist(), column.type))
+    half_set, (name,) = missing_half_sets(store, expansion), COLUMN["half_set"].relion
+    if half_set is not None:
+        table = table.drop_columns([name]) if name in table.column_names else table
+        table = table.append_column(name, pa.array(map(str, half_set.tolist()), pa.string()))
     return table
 
 
@@ -122,7 +128,21 @@ def expand_cs(table: np.ndarray, store: ParticleStore, expansion: Expansion) -> 
         table[name] = np.where(expansion.is_original[:, None], table[name], turned)
     if "uid" in (table.dtype.names or ()):
         table["uid"] = copied_uids(table["uid"], expansion)
-    return table
+    half_set, name = missing_half_sets(store, expansion), COLUMN["half_set"].cryosparc
+    if half_set is None:
+        return table
+    split = units.cryosparc_from_half_set(half_set).astype(np.uint32)
+    if name in (table.dtype.names or ()):
+        table[name] = split
+        return table
+    return recfunctions.append_fields(table, name, split, usemask=False)
+
+
+def missing_half_sets(store: ParticleStore, expansion: Expansion) -> Int[np.ndarray, " n"] | None:
+    """Half sets (1 or 2) that keep the copies of a particle together, where the source has none."""
+    if len(expansion.group) == 1 or has_half_sets(store.columns):
+        return None
+    return np.repeat(np.arange(len(expansion.rows) // len(expansion.group)), len(expansion.group)) % 2 + 1
 
 
 def copied_uids(uid: np.ndarray, expansion: Expansion) -> np.ndarray:

@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from conversions import cryodrgn_write, csdat, relion, star
-from conversions.expansion import Expansion, copied_uids, expand, expand_cs, expand_star
+from conversions.expansion import Expansion, copied_uids, expand, expand_cs, expand_star, missing_half_sets
 from drgn_ray import units
 from drgn_ray.errors import ConfigError
+from drgn_ray.particles.backproject import has_half_sets
 from drgn_ray.particles.schema import COLUMN
 from drgn_ray.particles.store import ParticleStore
 
@@ -51,8 +52,8 @@ def export(store: ParticleStore, rows: Rows, outputs: Sequence[str], sym: str = 
         for output in outputs:
             if Path(output).suffix not in _WITH_POSES:
                 raise ConfigError(f"-o {output} --sym {sym}", "it would hold no poses", "expand to a .star or .cs file")
-        if not store.columns["half_set"].all():
-            logger.warning("%s: particles are in no half sets; keep the copies of one in the same half", store.path)
+        if not has_half_sets(store.columns):
+            logger.info("%s: every other particle goes into each half set, so that copies stay together", store.path)
     for output, write in zip(outputs, writers, strict=True):
         path = Path(output)
         with cryodrgn_write.made_whole(path) as partial:
@@ -131,7 +132,9 @@ def _original_images(store: ParticleStore, rows: Rows) -> _Images:
 
 def _columns(store: ParticleStore, expansion: Expansion) -> dict[str, np.ndarray]:
     columns = {name: values[expansion.rows] for name, values in store.columns.items()}
-    return columns | {"rotation": expansion.turned(columns["rotation"])}
+    columns |= {"rotation": expansion.turned(columns["rotation"])}
+    half_set = missing_half_sets(store, expansion)
+    return columns if half_set is None else columns | {"half_set": half_set}
 
 
 def _star_of_columns(store: ParticleStore, expansion: Expansion) -> star.StarFile:

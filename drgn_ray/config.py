@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic import ValidationError as PydanticError
 
 from drgn_ray.errors import ConfigError
@@ -29,6 +38,9 @@ class DataConfig(Settings):
     """Share of the particles held out for validation (whole chunks, drawn with the seed); their latents are worse."""
     slices_per_epoch: PositiveInt | None = None
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
+
+
+_OF_LATENTS = ("zdim", "encoder", "enc_dim", "enc_layers", "beta")  # what a homogeneous model has not
 
 
 class ModelConfig(Settings):
@@ -60,6 +72,13 @@ class ModelConfig(Settings):
     """Weight of the KL divergence; None: 1/zdim."""
     window: bool = True
     """Images are masked with a soft circular window, unless this flag is given."""
+
+    @model_validator(mode="after")
+    def _only_what_it_has(self) -> ModelConfig:
+        given = [name for name in _OF_LATENTS if getattr(self, name) != type(self).model_fields[name].default]
+        if self.model == "homogeneous" and given:
+            raise ValueError(f"a homogeneous model has no {given[0]}; leave it out")
+        return self
 
 
 class TrainingConfig(Settings):
@@ -94,9 +113,6 @@ class ResourcesConfig(Settings):
     """Seconds between lines of progress, which are also the points of MLflow's live metrics."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints to keep."""
-
-
-_OF_LATENTS = ("zdim", "encoder", "enc_dim", "enc_layers", "beta")  # what a homogeneous model has not
 
 
 class RunConfig(Settings):

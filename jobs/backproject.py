@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -78,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _backproject(arguments: Arguments) -> None:
     from dataclasses import replace
-    from itertools import repeat
-    from pathlib import Path
 
     import numpy as np
     import pandas as pd
@@ -93,11 +92,11 @@ def _backproject(arguments: Arguments) -> None:
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.physics.symmetry import point_group
     from drgn_ray.training.run_directory import RunDirectory
-    from jobs.frame import job_frame
+    from jobs.frame import check_folder, job_frame
     from jobs.pipeline import open_tracked
 
-    if "://" in arguments.output:
-        raise ConfigError(f"-o {arguments.output}", "maps are written to a folder, not to a URL", "pass a path")
+    check_folder(arguments.output)
+    _check_flags(arguments)
     has_symmetry = len(point_group(arguments.sym)) > 1
     run = RunDirectory(arguments.source) if (Path(arguments.source) / "config.yaml").is_file() else None
     store = ParticleStore(arguments.source if run is None else run.config().particles)
@@ -125,19 +124,48 @@ def _backproject(arguments: Arguments) -> None:
                     state.name or store.path, f"its half map {half + 1} would have no image", "choose more particles"
                 )
     with job_frame(arguments.output) as frame:
-        all_sums = back_project(store, assignment, method, arguments.num_workers)
-        without = replace(method, sym="C1")
-        all_free = back_project(store, assignment, without, arguments.num_workers) if has_symmetry else repeat(None)
         writer = _Writer(arguments, run, store, ref)
-        for state, row, sums, free in zip(states, weight, all_sums, all_free, strict=False):
+        all_sums = back_project(store, assignment, method, arguments.num_workers)
+        for state, row, sums in zip(states, weight, all_sums, strict=True):
+            free = None
+            if has_symmetry:  # the same without, to see whether it is there
+                alone = Assignment(row[None], assignment.half)
+                (free,) = back_project(store, alone, replace(method, sym="C1"), arguments.num_workers)
             frame.result(*writer.write(state, int((row > 0).sum()), sums, free))
         if states[0].name:
             table = Path(arguments.output) / "states.csv"
             pd.DataFrame(writer.table).to_csv(table, index=False, float_format="%.4g")
             frame.result(f"table   {table}")
         if run is not None:
-            folder = Path(arguments.output)
-            open_tracked(run, run.config(), frame).artifacts(folder, f"backproject/{folder.absolute().name}")
+            tracked = open_tracked(run, run.config(), frame)
+            for state in states:
+                folder = Path(arguments.output).absolute() / state.name
+                for path in writer.written[state.name]:
+                    tracked.artifacts(path, f"backproject/{folder.relative_to(folder.parents[bool(state.name)])}")
+
+
+def _check_flags(arguments: Arguments) -> None:
+    """Refuse numbers out of range, and flags that want others."""
+    import math
+
+    from drgn_ray.errors import ConfigError
+
+    positive = {
+        "--dose-per-tilt": arguments.dose_per_tilt,
+        "--angle-per-tilt": arguments.angle_per_tilt,
+        "--ntilts": arguments.ntilts,
+    }
+    for flag, value in positive.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{flag} {value:g}", "it is not above 0", "pass a positive number")
+    if arguments.z is not None and not all(map(math.isfinite, arguments.z)):
+        raise ConfigError("-z", "it holds something that is no number", "pass finite numbers")
+    if arguments.ksample is not None and arguments.clusters is None:
+        raise ConfigError("--ksample", "it is not said which clusters", "add --clusters, as 3,7 or all")
+    if arguments.neighbors is not None and arguments.particles is None and arguments.z is None:
+        raise ConfigError("--neighbors", "it is not said whose", "add --particles or -z")
+    if arguments.angle_per_tilt != Arguments.angle_per_tilt and arguments.dose_per_tilt is None:
+        raise ConfigError("--angle-per-tilt", "it goes with --dose-per-tilt", "add that, or leave this out")
 
 
 def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore) -> list[State]:
@@ -157,6 +185,8 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
         raise ConfigError(" and ".join(given), "they say different things", "pass one of them")
     if given and run is None:
         raise ConfigError(given[0], "a store alone has no latents", "pass the run directory instead of the store")
+    if given and run is not None and run.config().model.model == "homogeneous":
+        raise ConfigError(given[0], f"{run.path} is homogeneous: it has no latents", "pass a run of --model vae")
     if run is None or not given:
         return [all_particles(len(store))]
     source_row = store.columns["source_row"]
@@ -174,8 +204,15 @@ class _Writer:
     def __init__(
         self, arguments: Arguments, run: RunDirectory | None, store: ParticleStore, ref: MrcVolume | None
     ) -> None:
+        from drgn_ray.particles.backproject import has_half_sets
+
         self.arguments, self.run, self.store, self.ref = arguments, run, store, ref
         self.table: list[dict[str, object]] = []
+        self.written: dict[str, list[Path]] = {}
+        of_source = has_half_sets(store.columns) and not arguments.like_cryodrgn
+        some = int((store.columns["half_set"] > 0).sum())
+        lacking = f" ({some:,} of {len(store):,} images have a half set, which is not used)" if some else ""
+        self._halves = "as in the source" if of_source else f"every other particle{lacking}"
 
     def write(self, state: State, num_images: int, sums: Sums, free: Sums | None) -> list[str]:
         """Write a state's folder; say what came out.
@@ -185,8 +222,6 @@ class _Writer:
         free
             The sums without symmetry, where `sums` are with one.
         """
-        from pathlib import Path
-
         from drgn_ray.analysis import consensus
 
         info, compatible = self.store.info, self.arguments.like_cryodrgn
@@ -194,8 +229,8 @@ class _Writer:
         maps = consensus.make_maps(sums, like_cryodrgn=compatible)
         self.full = maps.full
         correlation = consensus.correlate_halves(maps, info.apix, "cryodrgn" if compatible else "relion")
-        consensus.write_maps(self.folder, maps, correlation, info.apix, like_cryodrgn=compatible)
-        self.lines = consensus.describe(maps, correlation, info, num_images)
+        self.files = consensus.write_maps(self.folder, maps, correlation, info.apix, like_cryodrgn=compatible)
+        self.lines = consensus.describe(maps, correlation, info, num_images, self._halves)
         self.row: dict[str, object] = {"state": state.name, "images": num_images}
         self._note("half_maps", correlation)
         if free is not None:
@@ -206,13 +241,14 @@ class _Writer:
         if state.z is not None:
             self._compare("decoded", "against the decoded volume", self._decode(state))
         self.table.append(self.row)
+        self.written[state.name] = self.files
         return [f"{self.folder}/backproject.mrc", *(f"  {line}" for line in self.lines)]
 
     def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"]) -> None:
         from drgn_ray.analysis import consensus
 
         against = consensus.correlate(self.full, other, self.store.info.apix)
-        consensus.write_correlation(self.folder, against, f"fsc_{name}")
+        self.files += consensus.write_correlation(self.folder, against, f"fsc_{name}")
         self.lines.append(f"{said}: {consensus.resolutions(against)}")
         self._note(name, against)
 
@@ -227,7 +263,8 @@ class _Writer:
 
         assert state.z is not None
         decoded = decode(self._model, state.z, self.store.info)
-        write_mrc(self.folder / "decoded.mrc", decoded, self.store.info.apix, "drgn_ray decoded state")
+        self.files.append(self.folder / "decoded.mrc")
+        write_mrc(self.files[-1], decoded, self.store.info.apix, "drgn_ray decoded state")
         return decoded
 
     @cached_property

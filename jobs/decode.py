@@ -69,10 +69,10 @@ def _decode(arguments: Arguments) -> None:
     there = sorted(Path(arguments.output).glob("vol_*.mrc"))
     if there and not arguments.overwrite:
         raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
-    for old in there:
-        old.unlink()
     with job_frame(arguments.output) as frame:
         decode_to_folder(trained_model(run, config, store, device), z, store.info, Path(arguments.output))
+        for stale in there[len(z) :]:
+            stale.unlink()
         frame.result(f"{len(z)} volumes of {store.info.box_size} px, {store.info.apix:.4g} Å/px")
 
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from drgn_ray.errors import ConfigError
 from drgn_ray.progress import format_duration
@@ -19,6 +20,17 @@ def submitted_job() -> str | None:
     """Find the id of the Ray job this process is the driver of; None outside of jobs."""
     job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # how Ray tells a submitted driver who it is
     return None if job is None else json.loads(job).get("metadata", {}).get("job_submission_id")
+
+
+def check_folder(output: str) -> None:
+    """Refuse a folder of -o that cannot be made."""
+    name = f"-o {output}"
+    if "://" in output:
+        raise ConfigError(name, "this is a URL", "pass the path of a folder")
+    if not output:
+        raise ConfigError("-o", "it is empty", "pass the name of a folder")
+    if any(path.is_file() for path in (Path(output), *Path(output).parents)):
+        raise ConfigError(name, "there is a file where a folder should be", "pass the name of a folder")
 
 
 class Frame:

@@ -120,17 +120,12 @@ def _read(arguments: Arguments) -> tuple[MrcVolume, MrcVolume, MrcVolume | None]
 
 
 def _check_call(arguments: Arguments) -> None:
-    from pathlib import Path
-
     from drgn_ray.errors import ConfigError
+    from jobs.frame import check_folder
 
-    name = f"-o {arguments.output}"
     if arguments.local_resolution and not arguments.half_maps:
         raise ConfigError("--local-resolution", "it is a property of half maps", "add --half-maps if these are")
-    if "://" in arguments.output:
-        raise ConfigError(name, "curves are written to a folder, not to a URL", "pass a path")
-    if any(path.is_file() for path in (Path(arguments.output), *Path(arguments.output).parents)):
-        raise ConfigError(name, "there is a file where a folder should be", "pass the name of a folder")
+    check_folder(arguments.output)
     if arguments.apix is not None and not (math.isfinite(arguments.apix) and arguments.apix > 0):
         raise ConfigError(f"--apix {arguments.apix:g}", "it is not above 0", "pass a positive number (Å/px)")
 

@@ -18,7 +18,7 @@ from drgn_ray.errors import ConfigError
 from drgn_ray.models.network import Network
 from drgn_ray.particles.normalise import UNDECIDED_SKEWNESS, skewness_in_sphere
 from drgn_ray.particles.store import StoreInfo
-from drgn_ray.physics.backproject import cryodrgn_volume, unfiltered_volume, wiener_volume
+from drgn_ray.physics.backproject import LEAST_FSC, cryodrgn_volume, signal_share, unfiltered_volume, wiener_volume
 from drgn_ray.physics.fsc import (
     GOLD_STANDARD,
     HALF,
@@ -101,8 +101,8 @@ def make_maps(sums: Float[np.ndarray, "2 S S H 3"], *, like_cryodrgn: bool = Fal
 def merge_halves(half1: Float[np.ndarray, "D D D"], half2: Float[np.ndarray, "D D D"]) -> Maps:
     """Half maps and their mean, weighed by 2 FSC / (1 + FSC) so that a mask of it is one of signal, not of noise."""
     size = len(half1)
-    fsc = np.clip(fourier_shell_correlation(half1, half2), 0, 1)
-    shells, weight = np.arange(len(fsc)) / size, 2 * fsc / (1 + fsc)
+    fsc = torch.from_numpy(fourier_shell_correlation(half1, half2)).clamp(LEAST_FSC, 1)
+    shells, weight = np.arange(len(fsc)) / size, signal_share(fsc).numpy()
     full = filter_radially((half1 + half2) / 2, 1.0, lambda cycles_px: np.interp(cycles_px, shells, weight))
     return Maps(full, half1, half2)
 
@@ -150,6 +150,8 @@ def make_masks(
     if convention == "cryodrgn":
         sphere = np.broadcast_to(disc_mask(size), volume.shape)
         return {"spherical": sphere, "loose": _mask(volume, apix, LOOSE), "tight": _mask(volume, apix, TIGHT)}
+    if density_sign(volume)[0] < 0:
+        volume = -volume  # which is said; a mask of the other sign would be one of the solvent
     return {
         "spherical": sphere_mask(size, size / 2),
         "loose": _mask(volume, apix, LOOSE, LEAST_LOOSE),
@@ -184,9 +186,9 @@ def density_sign(volume: Float[np.ndarray, "D D D"]) -> tuple[int, float]:
     return (1 if skewness > 0 else -1), skewness
 
 
-def describe(maps: Maps, correlation: Correlation, info: StoreInfo, num_images: int) -> list[str]:
-    """Lines on resolution and contrast."""
-    lines = [f"{num_images:,} images", f"half maps: {resolutions(correlation)}"]
+def describe(maps: Maps, correlation: Correlation, info: StoreInfo, num_images: int, halves: str) -> list[str]:
+    """Lines on resolution and contrast; `halves` says where the half sets are from."""
+    lines = [f"{num_images:,} images; halves: {halves}", f"half maps: {resolutions(correlation)}"]
     sign, skewness = density_sign(maps.full)
     if sign > 0:
         lines.append(f"density is positive, as it should be (skewness {skewness:+.2f})")
@@ -209,19 +211,21 @@ def resolutions(correlation: Correlation) -> str:
     return "; ".join(said)
 
 
-def write_maps(folder: Path, maps: Maps, correlation: Correlation, apix: float, *, like_cryodrgn: bool = False) -> None:
+def write_maps(
+    folder: Path, maps: Maps, correlation: Correlation, apix: float, *, like_cryodrgn: bool = False
+) -> list[Path]:
     """Write ``backproject.mrc``, the half maps, ``mask.mrc``, ``fsc.csv``, ``fsc.png`` and ``slices.png``.
 
-    Half maps are named as RELION wants them, or with `like_cryodrgn` as cryoDRGN calls them.
+    Half maps are named as RELION wants them, or with `like_cryodrgn` as cryoDRGN calls them.  Returns the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, second = HALF_NAMES["cryodrgn" if like_cryodrgn else "relion"]
-    mask = _mask(maps.full, apix, TIGHT, 0 if like_cryodrgn else LEAST_TIGHT)
+    mask = make_masks(maps.full, apix, "cryodrgn" if like_cryodrgn else "relion")["tight"]
     volumes = {"backproject.mrc": maps.full, first: maps.half1, second: maps.half2, "mask.mrc": mask}
     for name, volume in volumes.items():
         write_mrc(folder / name, volume, apix, f"drgn_ray back-projection {name}")
-    write_correlation(folder, correlation, "fsc")
     volume_figure(maps.full, apix).savefig(folder / "slices.png", dpi=150)
+    return [*(folder / name for name in volumes), folder / "slices.png", *write_correlation(folder, correlation, "fsc")]
 
 
 def write_reconstruction(
@@ -241,13 +245,14 @@ def write_reconstruction(
     return against
 
 
-def write_correlation(folder: Path, correlation: Correlation, name: str) -> None:
-    """Write the table and the figure of some curves."""
+def write_correlation(folder: Path, correlation: Correlation, name: str) -> list[Path]:
+    """Write the table and the figure of some curves; return the files."""
     correlation.table().to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     marks = {threshold: correlation.resolution(correlation.best_name, threshold) for threshold in (HALF, GOLD_STANDARD)}
     fsc_figure(correlation.curves, correlation.box_size, correlation.apix, marks).savefig(
         folder / f"{name}.png", dpi=150
     )
+    return [folder / f"{name}.csv", folder / f"{name}.png"]
 
 
 def write_local_resolution(
@@ -274,10 +279,11 @@ def check_same_grid(name: str, volume: MrcVolume, other: str, shape: int | tuple
     if volume.data.shape != shape:
         same_extent = np.isclose(volume.data.shape[0] * volume.apix, shape[0] * apix, rtol=0.01)
         how = f"--crop {shape[0]}" if np.isclose(volume.apix, apix, rtol=0.01) else "--crop, -D or --apix"
+        how = f"-D {shape[0]}" if same_extent else how
         raise ConfigError(
             name,
             f"it has {_by(volume.data.shape)} voxels of {volume.apix:.4g} Å, {other} has {_by(shape)} of {apix:.4g} Å",
-            f"bring it there with `drgn-ray volume {name} -o resampled.mrc` and {f'-D {shape[0]}' if same_extent else how}",
+            f"bring it there with `drgn-ray volume {name} -o resampled.mrc` and {how}",
         )
     if not np.isclose(volume.apix, apix, rtol=0.01):
         raise ConfigError(

@@ -71,6 +71,7 @@ def states_near_particles(
 ) -> list[State]:
     """States of the neighbours of particles, named by their rows of the source table, in the latent space."""
     latents = load_latents(run.latents_file)
+    particles = np.unique(particles)
     return [
         State(f"particle_{row}", _neighborhood(latents, source_row, z, neighbors), z)
         for row, z in zip(particles, latents.of(particles), strict=True)
@@ -90,14 +91,14 @@ def state_near_latent(
 def _neighborhood(
     latents: Latents, source_row: Int[np.ndarray, " N"], z: Float[np.ndarray, " Z"], neighbors: int | None
 ) -> Float32[np.ndarray, " N"]:
-    """Weights that fall as 1 - (distance / distance of the last neighbour)², Epanechnikov's kernel."""
+    """Weights that fall as 1 - (distance / distance of the next one beyond)², Epanechnikov's kernel."""
     count = len(latents.z)
     if neighbors is None:
         neighbors = min(max(round(NEIGHBOR_SHARE * count), LEAST_NEIGHBORS), count)
     if not 1 < neighbors <= count:
         raise ConfigError(f"--neighbors {neighbors}", f"the run has {count:,} latents", f"pass 2 to {count}")
     distance = np.linalg.norm(latents.z - z, axis=1)
-    farthest = np.partition(distance, neighbors - 1)[neighbors - 1]
+    farthest = np.partition(distance, min(neighbors, count - 1))[min(neighbors, count - 1)]  # the first that has none
     weight = np.maximum(1 - (distance / max(farthest, 1e-12)) ** 2, 0)
     found = np.searchsorted(latents.source_row, source_row)
     return weight[found].astype(np.float32)

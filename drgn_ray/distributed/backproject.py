@@ -11,12 +11,14 @@ from jaxtyping import Float
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
 from drgn_ray.particles.backproject import Assignment, Method, accumulate
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.physics.symmetry import point_group
 from drgn_ray.progress import Progress
 
 IMAGES_A_TASK = 4_000
 MOST_TASKS = 128  # so that the reduction does not grow with the number of particles
+WORK_BOX = 128  # px, of the images counted above; others count by their pixels, and as often as a group has rotations
 FEW_IMAGES = 50_000  # which one process inserts before a Ray of our own has started
-SUMS_BYTES = 1 << 30  # of float32 sums a task holds; more volumes are made in several passes
+SUMS_BYTES = 1 << 28  # of a task's float32 sums, of which it holds four times as much; else in several passes
 
 
 def back_project(
@@ -35,7 +37,7 @@ def back_project(
         Tasks at a time; None: as many as the cluster has CPUs, or none (this process) where images are few and no
         cluster is there.
     """
-    if num_workers is None and len(store) <= FEW_IMAGES and not is_cluster_there():
+    if num_workers is None and _work(store, method) <= FEW_IMAGES and not is_cluster_there():
         num_workers = 0
     side = store.info.box_size + 3
     at_once = max(SUMS_BYTES // (2 * side * side * (side // 2 + 1) * 3 * 4), 1)
@@ -50,7 +52,7 @@ def back_project(
 def _reduced(
     store: ParticleStore, assignment: Assignment, method: Method, num_workers: int | None, progress: Progress
 ) -> Float[np.ndarray, "v 2 S S H 3"]:
-    num_tasks = min(max(len(store) // IMAGES_A_TASK, 1), MOST_TASKS, store.num_chunks)
+    num_tasks = min(max(_work(store, method) // IMAGES_A_TASK, 1), MOST_TASKS, store.num_chunks)
     bounds = np.linspace(0, store.num_chunks, num_tasks + 1).astype(int).tolist()
     ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
 
@@ -66,3 +68,8 @@ def _reduced(
         progress.update(part.num_images)
     assert total is not None
     return total
+
+
+def _work(store: ParticleStore, method: Method) -> int:
+    """Images of `WORK_BOX` that would cost as much."""
+    return int(len(store) * len(point_group(method.sym)) * (store.info.box_size / WORK_BOX) ** 2)

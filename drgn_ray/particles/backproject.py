@@ -82,19 +82,25 @@ def half_maps(
     Parameters
     ----------
     used
-        Images that are back-projected at all, among which cryoDRGN's halves alternate; None: all.
+        Images that are back-projected at all, among which halves alternate; None: all.
     """
-    half_set = columns["half_set"]
+    num_images = len(columns["half_set"])
+    used = np.ones(num_images, bool) if used is None else used
+    half = np.zeros(num_images, np.int64)
     if like_cryodrgn:
         order = np.argsort(columns["source_row"])
-        counted = np.ones(len(order), bool) if used is None else used[order]
-        half = np.empty(len(order), np.int64)
-        half[order] = (np.cumsum(counted) - 1) % 2
-        return half
-    if np.isin(half_set, (1, 2)).all() and len(np.unique(half_set)) == 2:
-        return half_set.astype(np.int64) - 1
-    _, particle = np.unique(columns["particle"], return_inverse=True)
-    return particle.astype(np.int64) % 2
+        half[order] = (np.cumsum(used[order]) - 1) % 2
+    elif has_half_sets(columns):
+        half[:] = columns["half_set"] - 1
+    else:
+        _, particle = np.unique(columns["particle"][used], return_inverse=True)
+        half[used] = particle % 2
+    return half
+
+
+def has_half_sets(columns: Mapping[str, np.ndarray]) -> bool:
+    """Whether the source puts every image into one of two halves."""
+    return set(np.unique(columns["half_set"])) == {1, 2}
 
 
 def accumulate(

@@ -16,7 +16,8 @@ from drgn_ray.physics.lattice import HalfDisc
 
 LOWEST_WEIGHT = 1e-3  # of a shell's mean weight: a voxel with less is divided by this (RELION's choice)
 LOWEST_MEAN = 1e-4  # of squared CTFs, where they start from nothing
-LOWEST_FSC = 0.143  # shells beyond the resolution keep the weight they have there, lest their neighbours leak into them
+LEAST_FSC = 0.02  # that a shell is weighed by
+LOWEST_FSC = 0.143  # of a shell as it is divided; see `wiener_volume`
 
 
 class BackProjector:
@@ -108,7 +109,7 @@ def wiener_volume(sums: Float[Tensor, "S S H 3"], fsc: Float[Tensor, " shells"])
     """Volume (z, y, x) of sums with the trilinear kernel, each shell weighed by its signal-to-noise ratio.
 
     The posterior mean ``sum / (weight + mean weight of the shell / SNR)`` (Scheres 2012) with SNR = 2 FSC / (1 - FSC)
-    of the two halves together; shells whose FSC is below 0.143 are weighed as if it were that.
+    of the two halves together; shells without correlation keep 4% of their amplitude, so that they can be compared.
 
     Parameters
     ----------
@@ -116,10 +117,28 @@ def wiener_volume(sums: Float[Tensor, "S S H 3"], fsc: Float[Tensor, " shells"])
         FSC of the half maps at shells 0 to D/2.
     """
     real, imag, weight = complete_plane(sums).unbind(-1)
-    fsc = fsc.to(weight).clamp(LOWEST_FSC, 1 - 1e-4)
-    noise_to_signal = ((1 - fsc) / (2 * fsc))[_shells(weight).clamp_max(len(fsc) - 1)]
+    within = fsc.to(weight).clamp(LOWEST_FSC, 1 - 1e-4)
+    noise_to_signal = ((1 - within) / (2 * within))[_shells(weight).clamp_max(len(within) - 1)]
     divisor = weight + _shell_means(weight) * noise_to_signal
-    return _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
+    volume = _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
+    # What is beyond the resolution is taken down last: before, its neighbours would leak into it and outweigh it.
+    least = fsc.to(weight).clamp_min(LEAST_FSC)
+    return _multiply_shells(volume, signal_share(least) / signal_share(least.clamp_min(LOWEST_FSC)))
+
+
+def signal_share(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Share of signal in the sum of both halves, ``SNR / (SNR + 1) = 2 FSC / (1 + FSC)``."""
+    return 2 * fsc / (1 + fsc)
+
+
+def _multiply_shells(volume: Float[Tensor, "D D D"], factor: Float[Tensor, " shells"]) -> Float[Tensor, "D D D"]:
+    """Multiply the shells round(|k|) of 0 to D/2; those beyond are 0."""
+    size = len(volume)
+    axis, half = torch.fft.fftfreq(size) * size, torch.arange(size // 2 + 1)
+    radius = torch.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + half[None, None, :] ** 2)
+    shell = radius.round().to(torch.int64).clamp_max(len(factor))
+    factors = torch.cat([factor.cpu(), torch.zeros(1, dtype=factor.dtype)])[shell].to(volume.device)
+    return torch.fft.irfftn(torch.fft.rfftn(volume) * factors, s=volume.shape, dim=(0, 1, 2))
 
 
 def cryodrgn_volume(sums: Float[Tensor, "S S H 3"], reg_weight: float = 1.0) -> Float[Tensor, "D D D"]:

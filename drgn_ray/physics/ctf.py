@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -90,7 +89,10 @@ def dose_filter(
     """
     factor, exponent, floor = _CRITICAL_DOSE
     frequency = torch.linalg.vector_norm(freq, dim=-1) / apix[:, None]
-    scale = torch.from_numpy(np.interp(voltage.cpu().numpy(), _VOLTAGES, _VOLTAGE_SCALES)).to(frequency)
+    (low, middle, high), (at_low, at_middle, at_high) = _VOLTAGES, _VOLTAGE_SCALES
+    below = ((voltage - low) / (middle - low)).clamp(0, 1) * (at_middle - at_low)
+    above = ((voltage - middle) / (high - middle)).clamp(0, 1) * (at_high - at_middle)
+    scale = at_low + below + above
     critical = scale[:, None] * (factor * frequency**exponent + floor)
     share = dose[:, None] / critical
     return torch.where(share < _OPTIMAL_DOSE, torch.exp(-share / 2), 0.0)

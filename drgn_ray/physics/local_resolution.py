@@ -47,6 +47,8 @@ def local_resolution(
     From 2 Å/px (Nyquist: agreement everywhere) to the size of the box (no agreement at all).
     """
     size = len(half1)
+    scale = 1 / max(float(np.std(half1)), float(np.std(half2)), 1e-30)  # so that squares neither vanish nor overflow
+    half1, half2 = half1 * scale, half2 * scale
     edges = np.linspace(1 / (size * apix), 1 / (2 * apix), NUM_BANDS + 1)
     resolved = np.full(half1.shape, np.inf)  # frequency of the first crossing, 1/Å
     before, above = edges[0], np.ones(half1.shape, np.float32)
@@ -72,4 +74,4 @@ def _band_correlation(
 
     a, b = (filter_radially(half, apix, band) for half in (half1, half2))
     both, first, second = (ndimage.gaussian_filter(product, sigma, mode="wrap") for product in (a * b, a * a, b * b))
-    return both / np.sqrt(np.maximum(first * second, np.finfo(np.float32).tiny))
+    return both / np.maximum(np.sqrt(first) * np.sqrt(second), np.finfo(np.float32).tiny)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
@@ -37,9 +39,22 @@ def threshold_mask(
     """
     core = volume >= (default_threshold(volume) if threshold is None else threshold)
     steps = int(dilate // apix)
-    if steps:
-        core = ndimage.binary_dilation(core, iterations=steps)
-    return soften(core, soft_edge / apix)
+    mask = np.zeros(volume.shape, np.float32)
+    if core.any():
+        box = _bounding_box(core, margin=steps + math.ceil(soft_edge / apix) + 1)  # elsewhere it is 0
+        # All within so many steps along the axes: what repeated dilation gives, in one pass.
+        grown = np.asarray(ndimage.distance_transform_cdt(~core[box], metric="taxicab")) <= steps
+        mask[box] = soften(grown, soft_edge / apix)
+    return mask
+
+
+def _bounding_box(core: Bool[np.ndarray, "Z Y X"], margin: int) -> tuple[slice, ...]:
+    slices = []
+    for axis in range(core.ndim):
+        others = tuple(other for other in range(core.ndim) if other != axis)
+        there = np.flatnonzero(core.any(axis=others))
+        slices.append(slice(max(int(there[0]) - margin, 0), int(there[-1]) + margin + 1))
+    return tuple(slices)
 
 
 def soften(core: Bool[np.ndarray, "Z Y X"], width: float) -> Float[np.ndarray, "Z Y X"]:

@@ -96,10 +96,15 @@ class TestStar:
         expected = turned(relion_matrix(*star_set.particles[ANGLES].to_numpy().T), "D3")
         assert np.allclose(relion_matrix(*after), expected, atol=1e-7)
 
-    def test_half_sets_that_are_missing_are_said(self, star_set: StarSet, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_half_sets_that_are_missing_are_made_so_that_copies_stay_together(
+        self, star_set: StarSet, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         star_set.particles = star_set.particles.drop(columns="rlnRandomSubset")
-        expanded(converted(star_set.write(), star_set.folder / "s.zarr"), "C2", star_set.folder / "x.star")
-        assert "particles are in no half sets; keep the copies of one in the same half" in capsys.readouterr().out
+        path = expanded(converted(star_set.write(), star_set.folder / "s.zarr"), "C3", star_set.folder / "x.star")
+        assert "every other particle goes into each half set" in capsys.readouterr().out
+        half_set = read_particles(str(path)).columns["half_set"].reshape(-1, 3)
+        assert (half_set == half_set[:, :1]).all()
+        assert half_set[:, 0].tolist() == [1 + row % 2 for row in range(len(half_set))]
 
     def test_particles_of_a_stack_are_expanded_from_the_poses_they_were_given(
         self, reference_data: Path, tmp_path: Path

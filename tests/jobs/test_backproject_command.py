@@ -219,7 +219,7 @@ class TestOfARun:
         assert names_in(folder) == {"particle_17", "particle_204", "states.csv"}
         for name in ("particle_17", "particle_204"):
             assert names_in(folder / name) >= FILES | {"decoded.mrc", "fsc_decoded.csv"}
-        assert said.count("79 images") == 2  # the farthest neighbour has no weight
+        assert said.count("80 images") == 2
 
     def test_neighbours_of_a_latent(self, trained: RunDirectory, back_projected: BackProjected) -> None:
         folder, _ = back_projected(trained.path, "-z", "0", "0.1")
@@ -253,7 +253,10 @@ class TestRefusals:
             (["STORE", "--ref", "small.mrc"], "small.mrc: it has 16 x 16 x 16 voxels of 6 Å, "),
             (["STORE", "--ref", "coarse.mrc"], "coarse.mrc: its voxels are 7 Å, those of "),
             (["STORE", "--ref", "none.mrc"], "none.mrc: there is no such file; check the path."),
-            (["STORE", "--ntilts", "0"], "its half map 1 would have no image; choose more particles."),
+            (["STORE", "--ntilts", "0"], "--ntilts 0: it is not above 0; pass a positive number."),
+            (["STORE", "--dose-per-tilt", "-3"], "--dose-per-tilt -3: it is not above 0;"),
+            (["STORE", "--neighbors", "5"], "--neighbors: it is not said whose; add --particles or -z."),
+            (["RUN", "-z", "nan", "1"], "-z: it holds something that is no number;"),
             (["STORE", "--workers", "-1"], "--num-workers -1: it is a count; pass 0 or more."),
             (["nowhere"], "nowhere: there is no particle store here;"),
         ],
@@ -281,7 +284,7 @@ class TestRefusals:
 
     def test_a_url_is_no_folder(self, store_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["backproject", str(store_path), "-o", "s3://bucket/maps"]) == 2
-        expected = "drgn-ray: -o s3://bucket/maps: maps are written to a folder, not to a URL; pass a path.\n"
+        expected = "drgn-ray: -o s3://bucket/maps: this is a URL; pass the path of a folder.\n"
         assert capsys.readouterr().err == expected
 
     def test_a_half_map_without_images(

@@ -183,7 +183,7 @@ def test_masks_of_a_negative_map_are_warned_of(
         ),
         ("a.mrc b.mrc -o fsc --local-resolution", "--local-resolution: it is a property of half maps"),
         ("a.mrc b.mrc -o fsc --apix 0", "--apix 0: it is not above 0"),
-        ("a.mrc b.mrc -o s3://bucket/fsc", "-o s3://bucket/fsc: curves are written to a folder, not to a URL"),
+        ("a.mrc b.mrc -o s3://bucket/fsc", "-o s3://bucket/fsc: this is a URL; pass the path of a folder"),
         ("a.mrc b.mrc -o file", "-o file: there is a file where a folder should be"),
         ("a.mrc b.mrc -o file/fsc", "-o file/fsc: there is a file where a folder should be"),
     ],

@@ -222,7 +222,10 @@ def test_a_map_that_is_no_cube_is_filtered_mirrored_and_made_one(
             "map.mrc -o out.mrc --mask small_mask.mrc",
             "small_mask.mrc: it has 16 x 16 x 16 voxels of 2 Å, map.mrc has 32 x 32",
         ),
-        ("map.mrc -o out.mrc -D 16 --mask mask.mrc", "mask.mrc: it has 32 x 32 x 32 voxels, the result has 16 x 16"),
+        (
+            "map.mrc -o out.mrc -D 16 --mask mask.mrc",
+            "mask.mrc: it has 32 x 32 x 32 voxels of 2 Å, the result has 16 x 16",
+        ),
         ("map.mrc -o out.mrc --mask fine_mask.mrc", "fine_mask.mrc: its voxels are 1 Å, those of map.mrc 2 Å"),
         ("map.mrc -o out.mrc --mask missing.mrc", "missing.mrc: there is no such file"),
         (
