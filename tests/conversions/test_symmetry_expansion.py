@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
+from numpy.lib import recfunctions
 from star_sets import StarSet, random_set, relion_matrix, small_table
 from test_cryosparc import write_images_of
 from test_cryosparc import written as write_table
@@ -146,6 +147,16 @@ class TestCs:
         write_images_of(table, tmp_path)
         store = converted(write_table(tmp_path, table), tmp_path / "s.zarr")
         assert len(np.unique(np.load(expanded(store, "I", tmp_path / "x.cs"))["uid"])) == 12 * 60
+
+    def test_half_sets_that_are_missing_are_made(self, tmp_path: Path) -> None:
+        table = small_table()
+        kept = [name for name in table.dtype.names or () if name != "alignments3D/split"]
+        table = recfunctions.repack_fields(table[kept])
+        write_images_of(table, tmp_path)
+        store = converted(write_table(tmp_path, table), tmp_path / "s.zarr")
+        copies = np.load(expanded(store, "C2", tmp_path / "x.cs"))
+        assert copies["alignments3D/split"].tolist() == [0, 0, 1, 1] * (len(table) // 2)
+        assert [name for name in copies.dtype.names or () if name != "alignments3D/split"] == kept
 
     def test_from_one_program_to_the_other(self, star_set: StarSet) -> None:
         folder = star_set.folder
