@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from drgn_ray.analysis.figures import fsc_figure, volume_figure
 from drgn_ray.analysis.volumes import MrcVolume, decode, write_mrc
-from drgn_ray.errors import ConfigError
+from drgn_ray.errors import ConfigError, StoreError
 from drgn_ray.models.network import Network
 from drgn_ray.particles.normalise import UNDECIDED_SKEWNESS, skewness_in_sphere
 from drgn_ray.particles.store import StoreInfo
@@ -91,6 +91,10 @@ def make_maps(sums: Float[np.ndarray, "2 S S H 3"], *, like_cryodrgn: bool = Fal
     With `like_cryodrgn` all three are made as ``cryodrgn backproject_voxel`` makes them.
     """
     first, second = (torch.from_numpy(half) for half in sums)
+    if not (first[..., :2].any() and second[..., :2].any()):
+        raise StoreError(
+            "particles", "those of a half map are blank or none, so that it is 0", "leave blank images out"
+        )
     if like_cryodrgn:
         return Maps(*(_array(cryodrgn_volume(each)) for each in (first + second, first, second)))
     halves = [_array(unfiltered_volume(half)) for half in (first, second)]
@@ -221,11 +225,12 @@ def write_maps(
     folder.mkdir(parents=True, exist_ok=True)
     first, second = HALF_NAMES["cryodrgn" if like_cryodrgn else "relion"]
     mask = make_masks(maps.full, apix, "cryodrgn" if like_cryodrgn else "relion")["tight"]
-    volumes = {"backproject.mrc": maps.full, first: maps.half1, second: maps.half2, "mask.mrc": mask}
-    for name, volume in volumes.items():
-        write_mrc(folder / name, volume, apix, f"drgn_ray back-projection {name}")
+    volumes = {first: maps.half1, second: maps.half2, "mask.mrc": mask, "backproject.mrc": maps.full}
+    written = [*write_correlation(folder, correlation, "fsc"), folder / "slices.png"]
     volume_figure(maps.full, apix).savefig(folder / "slices.png", dpi=150)
-    return [*(folder / name for name in volumes), folder / "slices.png", *write_correlation(folder, correlation, "fsc")]
+    for name, volume in volumes.items():  # the map last: where it is, all is
+        write_mrc(folder / name, volume, apix, f"drgn_ray back-projection {name}")
+    return [*written, *(folder / name for name in volumes)]
 
 
 def write_reconstruction(
@@ -269,7 +274,7 @@ def write_local_resolution(
         found = local_resolution(maps.half1, maps.half2, apix, progress=progress.update)
     write_mrc(folder / "local_resolution.mrc", found, apix, "drgn_ray local resolution, Angstrom")
     inside = make_masks(maps.full, apix)["tight"] if mask is None else mask
-    low, middle, high = np.percentile(found[inside > 0.5], (5, 50, 95))
+    low, middle, high = np.percentile(found[inside > 0.5 * inside.max()], (5, 50, 95))
     return f"local resolution inside the mask: median {middle:.2f} Å, 5% to 95% of the voxels {low:.2f} to {high:.2f} Å"
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int
 
 from drgn_ray.analysis.selection import in_clusters, newest_labels
-from drgn_ray.errors import ConfigError
+from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.training.embed import Latents, load_latents
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -101,4 +101,8 @@ def _neighborhood(
     farthest = np.partition(distance, min(neighbors, count - 1))[min(neighbors, count - 1)]  # the first that has none
     weight = np.maximum(1 - (distance / max(farthest, 1e-12)) ** 2, 0)
     found = np.searchsorted(latents.source_row, source_row)
+    if not np.array_equal(latents.source_row[np.minimum(found, count - 1)], source_row):
+        raise RunError(
+            "latents.npz", "it is of other particles than the run's store", "type `drgn-ray embed` on the run"
+        )
     return weight[found].astype(np.float32)
