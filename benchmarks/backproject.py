@@ -1,6 +1,6 @@
 """Back-project a stack with `cryodrgn backproject_voxel` and with `drgn-ray backproject`, in turn, on the same cores.
 
-python -m benchmarks.backproject --cryodrgn /opt/cryodrgn/bin/cryodrgn
+python -m benchmarks.backproject --cryodrgn PATH
 
 Images are noise with random poses, CTFs and shifts; what is in them makes no difference to the time.  The store is
 converted before; files are in the page cache.  Start-up is the time of the same command on few images, with its FSC.

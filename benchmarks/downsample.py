@@ -1,6 +1,6 @@
 """Downsample a stack with `cryodrgn downsample` and with `drgn-ray convert`, in turn and on the same cores.
 
-python -m benchmarks.downsample --cryodrgn /opt/cryodrgn/bin/cryodrgn
+python -m benchmarks.downsample --cryodrgn PATH
 
 The stack is read once before, so that both find it in the page cache, and what was written is on the disk before the
 next command starts.  Start-up is the time of the same command on 16 images; a conversion of so few starts no Ray, so
