@@ -93,7 +93,6 @@ def _backproject(arguments: Arguments) -> None:
     from drgn_ray.physics.symmetry import point_group
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import check_folder, job_frame
-    from jobs.pipeline import open_tracked
 
     check_folder(arguments.output)
     _check_flags(arguments)
@@ -137,6 +136,8 @@ def _backproject(arguments: Arguments) -> None:
             pd.DataFrame(writer.table).to_csv(table, index=False, float_format="%.4g")
             frame.result(f"table   {table}")
         if run is not None:
+            from jobs.pipeline import open_tracked  # MLflow takes seconds to import
+
             tracked = open_tracked(run, run.config(), frame)
             for state in states:
                 folder = Path(arguments.output).absolute() / state.name
