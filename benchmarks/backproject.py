@@ -27,6 +27,7 @@ from benchmarks.common import (
     Contestant,
     environment,
     environment_of_others,
+    parse_against_cryodrgn,
     print_times,
     read_through,
     write_stack,
@@ -67,16 +68,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-images", type=int, default=8000)
     parser.add_argument("--box-size", type=int, default=128, help="px")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cores", type=int, default=1, help="cores the programs may use")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="each is timed; 0 is without Ray")
     parser.add_argument("--growth", action="store_true", help="measure memory on four times as many images too")
-    parser.add_argument("--cryodrgn", default=os.environ.get("DRGN_RAY_CRYODRGN"), help="path of cryodrgn")
-    parser.add_argument("--folder", help="where particles and maps are put for the time")
-    arguments = parser.parse_args()
-    if arguments.cryodrgn is None:
-        parser.error("pass --cryodrgn PATH, or set DRGN_RAY_CRYODRGN")
-    return arguments
+    return parse_against_cryodrgn(parser, cores=1, workers=[0])
 
 
 def _cryodrgn(arguments: argparse.Namespace) -> Contestant:

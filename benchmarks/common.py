@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -31,6 +32,19 @@ def environment(**changes: str) -> dict[str, str]:
 def environment_of_others() -> dict[str, str]:
     """Environment of a program that is not ours."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def parse_against_cryodrgn(parser: argparse.ArgumentParser, *, cores: int, workers: list[int]) -> argparse.Namespace:
+    """Add what every comparison with cryoDRGN asks, with these defaults, and parse the command line."""
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=cores, help="cores the programs may use")
+    parser.add_argument("--workers", type=int, nargs="+", default=workers, help="each is timed; 0 is without Ray")
+    parser.add_argument("--cryodrgn", default=os.environ.get("DRGN_RAY_CRYODRGN"), help="path of cryodrgn")
+    parser.add_argument("--folder", help="where particles and results are put for the time")
+    arguments = parser.parse_args()
+    if arguments.cryodrgn is None:
+        parser.error("pass --cryodrgn PATH, or set DRGN_RAY_CRYODRGN")
+    return arguments
 
 
 @dataclass

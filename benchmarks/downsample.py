@@ -26,6 +26,7 @@ from benchmarks.common import (
     Contestant,
     environment,
     environment_of_others,
+    parse_against_cryodrgn,
     print_times,
     read_through,
     write_stack,
@@ -61,15 +62,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num-images", type=int, default=4000)
     parser.add_argument("--box-size", type=int, default=256, help="px")
     parser.add_argument("-D", dest="target", type=int, default=128, help="box size to downsample to, px")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cores", type=int, choices=(1, 2), default=2, help="cores the programs may use")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="each is timed; 0 is without Ray")
-    parser.add_argument("--cryodrgn", default=os.environ.get("DRGN_RAY_CRYODRGN"), help="path of cryodrgn")
-    parser.add_argument("--folder", help="where the stack and the results are put for the time")
-    arguments = parser.parse_args()
-    if arguments.cryodrgn is None:
-        parser.error("pass --cryodrgn PATH, or set DRGN_RAY_CRYODRGN")
-    return arguments
+    return parse_against_cryodrgn(parser, cores=2, workers=[0, 2])
 
 
 def _cryodrgn(arguments: argparse.Namespace) -> Contestant:

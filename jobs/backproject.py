@@ -134,15 +134,15 @@ def _backproject(arguments: Arguments) -> None:
         if states[0].name:
             table = Path(arguments.output) / "states.csv"
             pd.DataFrame(writer.table).to_csv(table, index=False, float_format="%.4g")
+            writer.written.append(table)
             frame.result(f"table   {table}")
         if run is not None:
             from jobs.pipeline import open_tracked  # MLflow takes seconds to import
 
             tracked = open_tracked(run, run.config(), frame)
-            for state in states:
-                folder = Path(arguments.output).absolute() / state.name
-                for path in writer.written[state.name]:
-                    tracked.artifacts(path, f"backproject/{folder.relative_to(folder.parents[bool(state.name)])}")
+            top = Path(arguments.output).absolute()
+            for path in writer.written:
+                tracked.artifacts(path, f"backproject/{path.absolute().parent.relative_to(top.parent)}")
 
 
 def _check_flags(arguments: Arguments) -> None:
@@ -209,7 +209,7 @@ class _Writer:
 
         self.arguments, self.run, self.store, self.ref = arguments, run, store, ref
         self.table: list[dict[str, object]] = []
-        self.written: dict[str, list[Path]] = {}
+        self.written: list[Path] = []
         of_source = has_half_sets(store.columns) and not arguments.like_cryodrgn
         some = int((store.columns["half_set"] > 0).sum())
         lacking = f" ({some:,} of {len(store):,} images have a half set, which is not used)" if some else ""
@@ -230,7 +230,7 @@ class _Writer:
         maps = consensus.make_maps(sums, like_cryodrgn=compatible)
         self.full = maps.full
         correlation = consensus.correlate_halves(maps, info.apix, "cryodrgn" if compatible else "relion")
-        self.files = consensus.write_maps(self.folder, maps, correlation, info.apix, like_cryodrgn=compatible)
+        self.written += consensus.write_maps(self.folder, maps, correlation, info.apix, like_cryodrgn=compatible)
         self.lines = consensus.describe(maps, correlation, info, num_images, self._halves)
         self.row: dict[str, object] = {"state": state.name, "images": num_images}
         self._note("half_maps", correlation)
@@ -242,14 +242,13 @@ class _Writer:
         if state.z is not None:
             self._compare("decoded", "against the decoded volume", self._decode(state))
         self.table.append(self.row)
-        self.written[state.name] = self.files
         return [f"{self.folder}/backproject.mrc", *(f"  {line}" for line in self.lines)]
 
     def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"]) -> None:
         from drgn_ray.analysis import consensus
 
         against = consensus.correlate(self.full, other, self.store.info.apix)
-        self.files += consensus.write_correlation(self.folder, against, f"fsc_{name}")
+        self.written += consensus.write_correlation(self.folder, against, f"fsc_{name}")
         self.lines.append(f"{said}: {consensus.resolutions(against)}")
         self._note(name, against)
 
@@ -264,8 +263,8 @@ class _Writer:
 
         assert state.z is not None
         decoded = decode(self._model, state.z, self.store.info)
-        self.files.append(self.folder / "decoded.mrc")
-        write_mrc(self.files[-1], decoded, self.store.info.apix, "drgn_ray decoded state")
+        self.written.append(self.folder / "decoded.mrc")
+        write_mrc(self.written[-1], decoded, self.store.info.apix, "drgn_ray decoded state")
         return decoded
 
     @cached_property

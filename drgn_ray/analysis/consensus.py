@@ -18,7 +18,14 @@ from drgn_ray.errors import ConfigError, StoreError
 from drgn_ray.models.network import Network
 from drgn_ray.particles.normalise import UNDECIDED_SKEWNESS, skewness_in_sphere
 from drgn_ray.particles.store import StoreInfo
-from drgn_ray.physics.backproject import LEAST_FSC, cryodrgn_volume, signal_share, unfiltered_volume, wiener_volume
+from drgn_ray.physics.backproject import (
+    LEAST_FSC,
+    cryodrgn_volume,
+    multiply_shells,
+    signal_share,
+    unfiltered_volume,
+    wiener_volume,
+)
 from drgn_ray.physics.fsc import (
     GOLD_STANDARD,
     HALF,
@@ -31,7 +38,6 @@ from drgn_ray.physics.fsc import (
 )
 from drgn_ray.physics.local_resolution import NUM_BANDS, local_resolution
 from drgn_ray.physics.mask import disc_mask, sphere_mask, threshold_mask
-from drgn_ray.physics.volume import filter_radially
 from drgn_ray.progress import Progress
 
 LOOSE, TIGHT = (25.0, 15.0), (6.0, 6.0)  # Å of dilation and of soft edge, as cryoSPARC and cryoDRGN have them
@@ -104,18 +110,15 @@ def make_maps(sums: Float[np.ndarray, "2 S S H 3"], *, like_cryodrgn: bool = Fal
 
 def merge_halves(half1: Float[np.ndarray, "D D D"], half2: Float[np.ndarray, "D D D"]) -> Maps:
     """Half maps and their mean, weighed by 2 FSC / (1 + FSC) so that a mask of it is one of signal, not of noise."""
-    size = len(half1)
     fsc = torch.from_numpy(fourier_shell_correlation(half1, half2)).clamp(LEAST_FSC, 1)
-    shells, weight = np.arange(len(fsc)) / size, signal_share(fsc).numpy()
-    full = filter_radially((half1 + half2) / 2, 1.0, lambda cycles_px: np.interp(cycles_px, shells, weight))
-    return Maps(full, half1, half2)
+    mean = torch.from_numpy((half1 + half2) / 2)
+    return Maps(_array(multiply_shells(mean, signal_share(fsc).to(mean))), half1, half2)
 
 
 def correlate_halves(
     maps: Maps,
     apix: float,
     convention: ShellConvention = "relion",
-    seed: int = 0,
     *,
     mask: Float[np.ndarray, "D D D"] | None = None,
 ) -> Correlation:
@@ -131,7 +134,7 @@ def correlate_halves(
         start = max(int(0.75 * size * apix / tight), 1)
     else:
         start = first_shell_below(curves["unmasked"], RANDOMISE_BELOW)
-    curves["corrected"] = corrected_curve(maps.half1, maps.half2, masks[name], start, seed=seed, convention=convention)
+    curves["corrected"] = corrected_curve(maps.half1, maps.half2, masks[name], start, convention=convention)
     return Correlation(curves, size, apix, convention)
 
 

@@ -200,7 +200,6 @@ def fsc_figure(
     box_size: int,
     apix: float,
     marks: Mapping[float, float],
-    title: str = "",
 ) -> Figure:
     """FSC curves over spatial frequency.
 
@@ -222,7 +221,7 @@ def fsc_figure(
         if np.isfinite(angstrom):
             axes.plot([1 / angstrom], [threshold], "o", color="black", markersize=4, zorder=4)
     found = ", ".join(f"{angstrom:.2f} Å at FSC {threshold:g}" for threshold, angstrom in marks.items())
-    title = f"{title or list(curves)[-1]}: {found}"
+    title = f"{list(curves)[-1]}: {found}"
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(xlim=(0, 0.5 / apix), ylim=(-0.1, 1.03), xlabel="spatial frequency, 1/Å", ylabel="FSC", title=title)
     top = axes.secondary_xaxis("top")

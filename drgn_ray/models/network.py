@@ -5,6 +5,7 @@ Shape letters: B images, D box, Z zdim (0 where there is no latent).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -17,7 +18,7 @@ from drgn_ray.physics.fourier import volume_from_hartley
 from drgn_ray.physics.observation import Observer
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """The observation model and a decoder, and what a subclass makes of them.
 
     Parameters
@@ -32,13 +33,13 @@ class Network(nn.Module):
         super().__init__()
         self.observer, self.decoder, self.zdim = observer, decoder, zdim
 
+    @abstractmethod
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:

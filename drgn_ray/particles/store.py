@@ -306,7 +306,8 @@ class ParticleStore:
     @cached_property
     def has_damping(self) -> bool:
         """Whether images differ in CTF scale factor or dose, as those of tilt series do."""
-        return bool((self.columns["ctf_scalefactor"] != 1).any() or self.columns["dose"].any())
+        # These two alone: networks are loaded where the other columns are not needed.
+        return bool((self._read_column("ctf_scalefactor") != 1).any() or self._read_column("dose").any())
 
     def _read_column(self, name: str) -> Shaped[np.ndarray, "N *row"]:
         self._read_checked(f"{name}/zarr.json")

@@ -123,7 +123,7 @@ def wiener_volume(sums: Float[Tensor, "S S H 3"], fsc: Float[Tensor, " shells"])
     volume = _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
     # What is beyond the resolution is taken down last: before, its neighbours would leak into it and outweigh it.
     least = fsc.to(weight).clamp_min(LEAST_FSC)
-    return _multiply_shells(volume, signal_share(least) / signal_share(least.clamp_min(LOWEST_FSC)))
+    return multiply_shells(volume, signal_share(least) / signal_share(least.clamp_min(LOWEST_FSC)))
 
 
 def signal_share(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
@@ -131,7 +131,7 @@ def signal_share(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
     return 2 * fsc / (1 + fsc)
 
 
-def _multiply_shells(volume: Float[Tensor, "D D D"], factor: Float[Tensor, " shells"]) -> Float[Tensor, "D D D"]:
+def multiply_shells(volume: Float[Tensor, "D D D"], factor: Float[Tensor, " shells"]) -> Float[Tensor, "D D D"]:
     """Multiply the shells round(|k|) of 0 to D/2; those beyond are 0."""
     size = len(volume)
     axis, half = torch.fft.fftfreq(size) * size, torch.arange(size // 2 + 1)
