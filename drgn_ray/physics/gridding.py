@@ -11,12 +11,13 @@ temporaries); `insert_with_torch` is the same sum for other devices.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 Kernel = Literal["trilinear", "cryodrgn"]
@@ -108,12 +109,6 @@ def _insert_loop(
                         sums[at_z + above_z, at_y + above_y, at_x + above_x, 2] += share * weight
 
 
-try:
-    _insert_compiled = numba.njit(nogil=True, cache=True)(_insert_loop)
-except RuntimeError:  # there is no place to keep the compiled code, so every process compiles it again
-    _insert_compiled = numba.njit(nogil=True)(_insert_loop)
-
-
 def insert_with_torch(
     sums: Float[Tensor, "S S H 3"],
     values: Complex[Tensor, "B P"],
@@ -145,6 +140,199 @@ def insert_with_torch(
         flat.index_add_(0, index.flatten(), (share[..., None] * rows).flatten(0, 1))
 
 
+def interpolate(
+    volumes: Complex[Tensor, "S S H C"], k: Int[Tensor, "P 2"], rotation: Float[Tensor, "B 3 3"]
+) -> Complex[Tensor, "B P C"]:
+    """Slices ``(kx, ky, 0) @ rotation`` of several volumes, trilinear between their lattice points."""
+    if volumes.device.type != "cpu":
+        return interpolate_with_torch(volumes, k, rotation)
+    slices = torch.empty(len(rotation), len(k), volumes.shape[-1], dtype=torch.complex64)
+    numbers = torch.view_as_real(volumes.contiguous()).flatten(-2).numpy()
+    written = torch.view_as_real(slices).flatten(-2).numpy()
+    _interpolate_compiled(numbers, k.to(torch.float32).numpy(), rotation.contiguous().numpy(), written)
+    return slices
+
+
+def _interpolate_loop(volumes: np.ndarray, k: np.ndarray, rotation: np.ndarray, slices: np.ndarray) -> None:
+    one = np.float32(1)
+    origin = volumes.shape[0] // 2
+    num_channels = volumes.shape[3]
+    for image in range(slices.shape[0]):
+        for point in range(k.shape[0]):
+            kx = k[point, 0]
+            ky = k[point, 1]
+            x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
+            y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
+            z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+            mirrored = x < 0
+            if mirrored:
+                x, y, z = -x, -y, -z
+            at_x = int(x)
+            floor_y = np.floor(y)
+            floor_z = np.floor(z)
+            at_y = int(floor_y) + origin
+            at_z = int(floor_z) + origin
+            for channel in range(num_channels):
+                slices[image, point, channel] = 0
+            for above_z in range(2):
+                near_z = z - floor_z if above_z else one - (z - floor_z)
+                for above_y in range(2):
+                    near_y = y - floor_y if above_y else one - (y - floor_y)
+                    for above_x in range(2):
+                        near_x = x - np.float32(at_x) if above_x else one - (x - np.float32(at_x))
+                        share = near_x * near_y * near_z
+                        for channel in range(num_channels):
+                            slices[image, point, channel] += (
+                                share * volumes[at_z + above_z, at_y + above_y, at_x + above_x, channel]
+                            )
+            if mirrored:
+                for channel in range(1, num_channels, 2):
+                    slices[image, point, channel] = -slices[image, point, channel]
+
+
+def interpolate_with_torch(
+    volumes: Complex[Tensor, "S S H C"], k: Int[Tensor, "P 2"], rotation: Float[Tensor, "B 3 3"]
+) -> Complex[Tensor, "B P C"]:
+    """Do what `interpolate` does with torch's operations alone, on any device."""
+    where, mirrored = _points(k, rotation)
+    flat = torch.view_as_real(volumes).flatten(-2).flatten(0, 2)
+    slices = torch.zeros(*where.shape[:2], flat.shape[-1], device=flat.device)
+    for index, share in _neighbours(where, volumes.shape):
+        slices += share[..., None] * flat[index]
+    slices = torch.view_as_complex(slices.unflatten(-1, (-1, 2)))
+    return torch.where(mirrored[..., None], slices.conj(), slices)
+
+
+def empty_moment_sums(box_size: int, num_volumes: int, device: torch.device | None = None) -> Float[Tensor, "S S H K"]:
+    """Zeros for `insert_moments` of C volumes: C real parts, C imaginary parts, C (C + 1) / 2 weights."""
+    side = box_size + 3
+    return torch.zeros(side, side, side // 2 + 1, 2 * num_volumes + num_volumes * (num_volumes + 1) // 2, device=device)
+
+
+def insert_moments(
+    sums: Float[Tensor, "S S H K"],
+    values: Complex[Tensor, "B P"],
+    weights: Float[Tensor, "B P"],
+    first: Float[Tensor, "B C"],
+    second: Float[Tensor, "B Q"],
+    k: Int[Tensor, "P 2"],
+    rotation: Float[Tensor, "B 3 3"],
+) -> None:
+    """Add what the normal equations of several volumes need, at ``(kx, ky, 0) @ rotation`` with trilinear shares.
+
+    Parameters
+    ----------
+    first, second
+        The images' coefficients of the volumes, which multiply the values, and the products of two of them (the upper
+        triangle, row by row), which multiply the weights.
+    """
+    if sums.device.type == "cpu":
+        _insert_moments_compiled(
+            sums.numpy(),
+            values.contiguous().numpy(),
+            weights.contiguous().numpy(),
+            first.contiguous().numpy(),
+            second.contiguous().numpy(),
+            k.to(torch.float32).numpy(),
+            rotation.contiguous().numpy(),
+        )
+    else:
+        insert_moments_with_torch(sums, values, weights, first, second, k, rotation)
+
+
+def _insert_moments_loop(
+    sums: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    k: np.ndarray,
+    rotation: np.ndarray,
+) -> None:
+    one = np.float32(1)
+    origin = sums.shape[0] // 2
+    num_channels = sums.shape[3]
+    num_volumes = first.shape[1]
+    row = np.empty(num_channels, np.float32)
+    for image in range(values.shape[0]):
+        for point in range(k.shape[0]):
+            kx = k[point, 0]
+            ky = k[point, 1]
+            x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
+            y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
+            z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+            real = values[image, point].real
+            imag = values[image, point].imag
+            weight = weights[image, point]
+            if x < 0:
+                x, y, z, imag = -x, -y, -z, -imag
+            for volume in range(num_volumes):
+                row[volume] = real * first[image, volume]
+                row[num_volumes + volume] = imag * first[image, volume]
+            for pair in range(second.shape[1]):
+                row[2 * num_volumes + pair] = weight * second[image, pair]
+            at_x = int(x)
+            floor_y = np.floor(y)
+            floor_z = np.floor(z)
+            at_y = int(floor_y) + origin
+            at_z = int(floor_z) + origin
+            for above_z in range(2):
+                near_z = z - floor_z if above_z else one - (z - floor_z)
+                for above_y in range(2):
+                    near_y = y - floor_y if above_y else one - (y - floor_y)
+                    for above_x in range(2):
+                        near_x = x - np.float32(at_x) if above_x else one - (x - np.float32(at_x))
+                        share = near_x * near_y * near_z
+                        for channel in range(num_channels):
+                            sums[at_z + above_z, at_y + above_y, at_x + above_x, channel] += share * row[channel]
+
+
+def insert_moments_with_torch(
+    sums: Float[Tensor, "S S H K"],
+    values: Complex[Tensor, "B P"],
+    weights: Float[Tensor, "B P"],
+    first: Float[Tensor, "B C"],
+    second: Float[Tensor, "B Q"],
+    k: Int[Tensor, "P 2"],
+    rotation: Float[Tensor, "B 3 3"],
+) -> None:
+    """Do what `insert_moments` does with torch's operations alone, on any device."""
+    where, mirrored = _points(k, rotation)
+    imag = torch.where(mirrored, -values.imag, values.imag)
+    rows = torch.cat(
+        [
+            values.real[..., None] * first[:, None],
+            imag[..., None] * first[:, None],
+            weights[..., None] * second[:, None],
+        ],
+        dim=-1,
+    )
+    flat = sums.view(-1, sums.shape[-1])
+    for index, share in _neighbours(where, sums.shape):
+        flat.index_add_(0, index.flatten(), (share[..., None] * rows).flatten(0, 1))
+
+
+def _points(
+    k: Int[Tensor, "P 2"], rotation: Float[Tensor, "B 3 3"]
+) -> tuple[Float[Tensor, "B P 3"], Bool[Tensor, "B P"]]:
+    """Where the points of the slices lie, mirrored to k_x >= 0, and which were mirrored."""
+    where = k.to(rotation.dtype) @ rotation[:, :2, :]
+    mirrored = where[..., 0] < 0
+    return torch.where(mirrored[..., None], -where, where), mirrored
+
+
+def _neighbours(
+    where: Float[Tensor, "B P 3"], shape: torch.Size
+) -> Iterator[tuple[Int[Tensor, "B P"], Float[Tensor, "B P"]]]:
+    """The eight lattice points around every point: flat index and trilinear share."""
+    corner = where.floor()
+    for offset in itertools.product((0.0, 1.0), repeat=3):
+        neighbour = corner + torch.tensor(offset, device=where.device)
+        share = (1 - (where - neighbour).abs()).prod(dim=-1)
+        x, y, z = neighbour.to(torch.int64).unbind(-1)
+        yield ((z + shape[0] // 2) * shape[1] + y + shape[1] // 2) * shape[2] + x, share
+
+
 def complete_plane(sums: Float[Tensor, "S S H 3"]) -> Float[Tensor, "S S H 3"]:
     """Add to the plane k_x = 0 its mirror image, which `insert` leaves out."""
     complete = sums.clone()
@@ -165,3 +353,15 @@ def to_hartley_lattice(
     right = (half - odd)[inner, inner, :-1]
     left = (half + odd)[inner, inner, 1:-1].flip(0, 1, 2)
     return torch.cat([left, right], dim=2)
+
+
+def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    try:
+        return numba.njit(nogil=True, cache=True)(loop)
+    except RuntimeError:  # there is no place to keep the compiled code, so every process compiles it again
+        return numba.njit(nogil=True)(loop)
+
+
+_insert_compiled = _compiled(_insert_loop)
+_interpolate_compiled = _compiled(_interpolate_loop)
+_insert_moments_compiled = _compiled(_insert_moments_loop)

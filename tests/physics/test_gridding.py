@@ -8,7 +8,19 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from drgn_ray.physics.gridding import Kernel, complete_plane, empty_sums, insert, insert_with_torch, to_hartley_lattice
+from drgn_ray.physics.gridding import (
+    Kernel,
+    complete_plane,
+    empty_moment_sums,
+    empty_sums,
+    insert,
+    insert_moments,
+    insert_moments_with_torch,
+    insert_with_torch,
+    interpolate,
+    interpolate_with_torch,
+    to_hartley_lattice,
+)
 from drgn_ray.physics.lattice import half_disc
 
 SIZE, COUNT = 16, 5
@@ -134,3 +146,55 @@ def test_the_lattice_holds_real_minus_imaginary_part_at_k_and_their_sum_at_minus
         real, imag, _ = at(sums, x, y, z)
         assert torch.isclose(lattice[centre + z, centre + y, centre + x], real - imag)
         assert torch.isclose(lattice[centre - z, centre - y, centre - x], real + imag)
+
+
+@pytest.fixture(scope="module")
+def volumes() -> Tensor:
+    """Three volumes on the lattice, Hermitian in the plane k_x = 0 as those of real volumes are."""
+    numbers = torch.randn(3, *empty_sums(SIZE).shape, generator=torch.Generator().manual_seed(3))
+    lattices = [torch.complex(*complete_plane(each)[..., :2].unbind(-1)) for each in numbers]
+    return torch.stack(lattices, dim=-1)
+
+
+def test_the_compiled_slices_are_those_of_torch(volumes: Tensor, rotation: Tensor) -> None:
+    compiled = interpolate(volumes, POINTS.k, rotation)
+    assert compiled.abs().max() > 1
+    assert torch.allclose(compiled, interpolate_with_torch(volumes, POINTS.k, rotation), atol=1e-5)
+
+
+def test_a_slice_of_an_unturned_volume_is_its_plane(volumes: Tensor) -> None:
+    slices = interpolate(volumes, POINTS.k, torch.eye(3)[None])[0]
+    for point, (kx, ky) in enumerate(POINTS.k.tolist()):
+        expected = at(volumes, kx, ky, 0) if kx >= 0 else at(volumes, -kx, -ky, 0).conj()
+        assert torch.allclose(slices[point], expected)
+
+
+def test_inserting_is_the_adjoint_of_interpolating(volumes: Tensor, values: Tensor, rotation: Tensor) -> None:
+    """<slice of V, y> = <V, y inserted>, which the M-step of EM and the gradient of a voxel decoder rest on."""
+    volume = volumes[..., :1].contiguous()
+    there = interpolate(volume, POINTS.k, rotation)[..., 0]
+    inserted_values = inserted(values, torch.ones(values.shape), rotation).double()
+    on_the_lattice = (
+        inserted_values[..., 0] * volume[..., 0].real + inserted_values[..., 1] * volume[..., 0].imag
+    ).sum()
+    in_the_slices = (there.conj() * values).real.double().sum()
+    assert on_the_lattice.item() == pytest.approx(in_the_slices.item(), rel=1e-4)
+
+
+def test_moments_are_the_sums_of_every_volume_with_its_coefficients(
+    values: Tensor, weights: Tensor, rotation: Tensor
+) -> None:
+    """Each channel alone is what `insert` gives for values and weights multiplied by the coefficients."""
+    first = torch.randn(COUNT, 2, generator=torch.Generator().manual_seed(4))
+    second = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(5))
+    moments, by_torch = empty_moment_sums(SIZE, 2), empty_moment_sums(SIZE, 2)
+    insert_moments(moments, values, weights, first, second, POINTS.k, rotation)
+    insert_moments_with_torch(by_torch, values, weights, first, second, POINTS.k, rotation)
+    assert torch.allclose(moments, by_torch, atol=1e-4)
+    for volume in range(2):
+        alone = inserted(values * first[:, volume, None], weights, rotation)
+        assert torch.allclose(moments[..., volume], alone[..., 0], atol=1e-4)
+        assert torch.allclose(moments[..., 2 + volume], alone[..., 1], atol=1e-4)
+    for pair in range(3):
+        alone = inserted(values, weights * second[:, pair, None], rotation)
+        assert torch.allclose(moments[..., 4 + pair], alone[..., 2], atol=1e-4)
