@@ -44,7 +44,7 @@ from drgn_ray.training.embed import (
     load_latents,
     trained_epochs,
 )
-from drgn_ray.training.loop import build_model, particle_order
+from drgn_ray.training.loop import model_for, particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def import_run(
     with made_whole(target) as partial:
         run = RunDirectory(partial)
         run.begin(config)
-        network = build_model(config, store)
+        network = model_for(config, store)
         weights = weights_to_ours(saved.weights, config.model, store.info.box_size, unit)
         network.load_state_dict(network.state_dict() | weights)
         slices = saved.epoch * particle_order(config, store).slices_per_epoch
@@ -125,7 +125,7 @@ def export_run(run: RunDirectory, folder: str | Path) -> None:
     epoch = trained_epochs(run, config, store)
     if not epoch:
         raise RunError(str(run.path), "its first epoch is not finished", "let `drgn-ray train` finish it")
-    network = build_model(config, store)
+    network = model_for(config, store)
     assert isinstance(network, VAE)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay)
     load_state(run.checkpoints, network, optimizer)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from drgn_ray.analysis.consensus import Correlation
     from drgn_ray.analysis.states import State
     from drgn_ray.analysis.volumes import MrcVolume
-    from drgn_ray.models.network import Network
+    from drgn_ray.models.model import Model
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.run_directory import RunDirectory
 
@@ -268,7 +268,7 @@ class _Writer:
         return decoded
 
     @cached_property
-    def _model(self) -> Network:
+    def _model(self) -> Model:
         import torch
 
         from drgn_ray.training.embed import trained_model

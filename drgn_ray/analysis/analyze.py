@@ -11,7 +11,7 @@ import pandas as pd
 from drgn_ray.analysis.figures import learning_curve, pca_figure
 from drgn_ray.analysis.latent_space import Clusters, PrincipalComponents, cluster, principal_components
 from drgn_ray.analysis.volumes import decode_to_folder
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.embed import Latents
@@ -30,7 +30,7 @@ class Analysis:
 
 
 def analyze(
-    latents: Latents, model: Network, info: StoreInfo, position: Position, folder: Path, *, ksample: int, num_pcs: int
+    latents: Latents, model: Model, info: StoreInfo, position: Position, folder: Path, *, ksample: int, num_pcs: int
 ) -> Analysis:
     """Write the analysis of a run's latents.
 

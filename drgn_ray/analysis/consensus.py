@@ -15,7 +15,7 @@ from jaxtyping import Float
 from drgn_ray.analysis.figures import fsc_figure, volume_figure
 from drgn_ray.analysis.volumes import MrcVolume, decode, write_mrc
 from drgn_ray.errors import ConfigError, StoreError
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.particles.normalise import UNDECIDED_SKEWNESS, skewness_in_sphere
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.physics.backproject import (
@@ -237,7 +237,7 @@ def write_maps(
 
 
 def write_reconstruction(
-    folder: Path, model: Network, info: StoreInfo, sums: Float[np.ndarray, "2 S S H 3"]
+    folder: Path, model: Model, info: StoreInfo, sums: Float[np.ndarray, "2 S S H 3"]
 ) -> Correlation:
     """Write ``reconstruct.mrc``, the volume of a homogeneous network, and its FSC with the back-projection.
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from drgn_ray.errors import ParticleFileError
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.progress import Progress
 
@@ -69,7 +69,7 @@ def read_mrc(path: str) -> MrcVolume:
     return MrcVolume(data, sides[0])
 
 
-def decode(model: Network, z: Float[np.ndarray, " Z"], info: StoreInfo) -> Float[np.ndarray, "D D D"]:
+def decode(model: Model, z: Float[np.ndarray, " Z"], info: StoreInfo) -> Float[np.ndarray, "D D D"]:
     """Volume of a latent, on the grey scale of the source images."""
     device = next(model.parameters()).device
     volume = model.decode_volume(torch.as_tensor(z, dtype=torch.float32, device=device))
@@ -77,7 +77,7 @@ def decode(model: Network, z: Float[np.ndarray, " Z"], info: StoreInfo) -> Float
 
 
 def decode_to_folder(
-    model: Network,
+    model: Model,
     z: Float[np.ndarray, "n Z"],
     info: StoreInfo,
     folder: Path,

@@ -1,11 +1,11 @@
-"""Networks, and the registry from which configuration and sweeps choose them."""
+"""Models, and the registry from which configuration and sweeps choose them."""
 
 from __future__ import annotations
 
 from drgn_ray.config import ModelConfig
 from drgn_ray.models.decoder import CoordinateDecoder
 from drgn_ray.models.homogeneous import Homogeneous
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.models.vae import VAE, ResidualEncoder
 from drgn_ray.physics.observation import Observer
 
@@ -13,10 +13,10 @@ DECODERS = {"coordinate": CoordinateDecoder}
 ENCODERS = {"residual": ResidualEncoder}
 
 
-def build_network(
+def build_model(
     model: ModelConfig, *, box_size: int, data_sign: int, hartley_std: float, ctf: bool, damping: bool = False
-) -> Network:
-    """Build the network for images of a store; weights are drawn from torch's global generator.
+) -> Model:
+    """Build the model for images of a store; weights are drawn from torch's global generator.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def build_network(
     return MODELS[model.model](model, observer)
 
 
-def _vae(model: ModelConfig, observer: Observer) -> Network:
+def _vae(model: ModelConfig, observer: Observer) -> Model:
     encoder = ENCODERS[model.encoder](
         num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
     )
@@ -43,7 +43,7 @@ def _vae(model: ModelConfig, observer: Observer) -> Network:
     return VAE(observer=observer, encoder=encoder, decoder=decoder, zdim=model.zdim, beta=beta)
 
 
-def _homogeneous(model: ModelConfig, observer: Observer) -> Network:
+def _homogeneous(model: ModelConfig, observer: Observer) -> Model:
     return Homogeneous(observer=observer, decoder=_decoder(model, observer, 0))
 
 

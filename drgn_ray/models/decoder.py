@@ -1,9 +1,11 @@
-"""The coordinate decoder: a network from (frequency, z) to the volume's Fourier coefficient.
+"""Decoders, and the first of them: a network from (frequency, z) to the volume's Fourier coefficient.
 
-Shape letters: B images, P half-disc points, K frequencies of the encoding, W width, Z zdim.
+Shape letters: B images, P half-disc points, D box, K frequencies of the encoding, W width, Z zdim.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -11,9 +13,25 @@ from torch import Tensor, nn
 
 from drgn_ray.models.encoding import encoding_frequencies
 from drgn_ray.models.mlp import ResidualMLP
+from drgn_ray.physics.fourier import volume_from_hartley
+from drgn_ray.physics.lattice import HalfDisc
 
 
-class CoordinateDecoder(nn.Module):
+class Decoder(nn.Module, ABC):
+    """From a latent to the volume, in units of the data's standard deviation: its slices, and the whole of it."""
+
+    @abstractmethod
+    def slices(
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], points: HalfDisc
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """Real and imaginary part of the central slices ``(k_x, k_y, 0) @ rotation``, one latent and rotation each."""
+
+    @abstractmethod
+    def volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+        """Real-space volume (z, y, x) of one latent."""
+
+
+class CoordinateDecoder(Decoder):
     """Fourier coefficients of the volume of latent z at points of the half-space k_z <= 0, mirrored elsewhere.
 
     The volume is real, so F(-k) = conj F(k): points with k_z > 0 are evaluated at -k and conjugated (section 2.7 of
@@ -43,20 +61,46 @@ class CoordinateDecoder(nn.Module):
         feat_sigma: float,
     ) -> None:
         super().__init__()
+        self.box_size = box_size
         pe_dim = box_size // 2 if pe_dim is None else pe_dim
         self.register_buffer("frequencies", encoding_frequencies(pe_type, box_size, pe_dim, feat_sigma))
         self.num_features = 2 * len(self.frequencies)
         self.mlp = ResidualMLP(self.num_features + zdim, dec_layers, dec_dim, out_features=2)
 
     def slices(
-        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], freq: Float[Tensor, "P 2"]
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], points: HalfDisc
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
-        """Real and imaginary part of the central slices ``(freq_x, freq_y, 0) @ rotation``."""
+        """See `Decoder.slices`."""
+        freq = points.freq
         with torch.autocast(freq.device.type, enabled=False):  # phases of tens of radians need float32
             in_plane = rotation[:, :2, :]
             angle = freq @ (in_plane @ self.frequencies.T)
             sign = torch.where(freq @ in_plane[:, :, 2:] > 0, -1.0, 1.0)
         return self._evaluate(z, angle, sign)
+
+    @torch.inference_mode()
+    def volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+        """See `Decoder.volume`.
+
+        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= D/2 and mirrors it.  In the plane
+        k_z = 0 the two halves meet, and the volume gets the mean of the value at k and the conjugate of that at -k.
+        """
+        size = self.box_size
+        half, device = size // 2, z.device
+        axis = torch.arange(-half, half, device=device)
+        ky, kx = torch.meshgrid(axis, axis, indexing="ij")
+        hartley = torch.zeros(size, size, size, device=device)
+        for kz in range(-half, 1):
+            inside = kx**2 + ky**2 + kz**2 <= half**2
+            k = torch.stack([kx[inside], ky[inside], torch.full_like(kx[inside], kz)], dim=-1)
+            real, imag = (part[0] for part in self.points(z[None], k / size))
+            here = tuple((k.flip(-1) + half).unbind(-1))
+            there = tuple(((-k.flip(-1) + half) % size).unbind(-1))  # -(-D/2) is +D/2, the same sample of a period D
+            hartley.index_put_(here, real - imag, accumulate=True)
+            hartley.index_put_(there, real + imag, accumulate=True)
+        hartley[half] /= 2  # the plane k_z = 0 was met twice,
+        hartley[0, half, half] /= 2  # and so was Nyquist on the z axis
+        return volume_from_hartley(hartley)
 
     def points(
         self, z: Float[Tensor, "B Z"], k: Float[Tensor, "P 3"]

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drgn_ray.models.decoder import CoordinateDecoder
+from drgn_ray.models.decoder import Decoder
 from drgn_ray.models.elbo import ElboTerms, reconstruction_loss
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.physics.observation import Observer
 
 
-class Homogeneous(Network):
+class Homogeneous(Model):
     """A decoder whose latent has no dimension, and the observation model.
 
     Parameters
@@ -23,14 +23,15 @@ class Homogeneous(Network):
         The parts; the decoder's zdim is 0.
     """
 
-    def __init__(self, *, observer: Observer, decoder: CoordinateDecoder) -> None:
-        super().__init__(observer=observer, decoder=decoder, zdim=0)
+    def __init__(self, *, observer: Observer, decoder: Decoder) -> None:
+        super().__init__(observer=observer, zdim=0)
+        self.decoder = decoder
 
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
         """Reconstruction loss of a batch, which is all of the loss."""
         seen = self.observer(batch)
         no_latent = seen.ctf.new_zeros(len(seen.ctf), 0)
-        real, imag = self.decoder.slices(no_latent, seen.rotation, self.observer.freq)
+        real, imag = self.decoder.slices(no_latent, seen.rotation, self.observer.half_disc)
         loss = reconstruction_loss((real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag))
         return ElboTerms(loss, loss.detach(), torch.zeros_like(loss.detach()))
 
@@ -38,3 +39,7 @@ class Homogeneous(Network):
         """Return latents of no dimension."""
         nothing = batch["rotation"].new_zeros(len(batch["rotation"]), 0)
         return nothing, nothing
+
+    def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+        """See `Model.decode_volume`."""
+        return self.decoder.volume(z)

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drgn_ray.models.decoder import CoordinateDecoder
+from drgn_ray.models.decoder import Decoder
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss, sample_latent
 from drgn_ray.models.mlp import ResidualMLP
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.physics.lattice import hartley_from_half
 from drgn_ray.physics.observation import Observation, Observer
 
@@ -37,13 +37,13 @@ class ResidualEncoder(nn.Module):
         return z_mu, z_logvar
 
 
-class VAE(Network):
+class VAE(Model):
     """Encoder, decoder and the observation model between them.
 
     Parameters
     ----------
     observer, encoder, decoder
-        The parts; any decoder with `slices` and `points` will do.
+        The parts.
     zdim
         Dimension of the latent space.
     beta
@@ -51,17 +51,17 @@ class VAE(Network):
     """
 
     def __init__(
-        self, *, observer: Observer, encoder: ResidualEncoder, decoder: CoordinateDecoder, zdim: int, beta: float
+        self, *, observer: Observer, encoder: ResidualEncoder, decoder: Decoder, zdim: int, beta: float
     ) -> None:
-        super().__init__(observer=observer, decoder=decoder, zdim=zdim)
-        self.encoder, self.beta = encoder, beta
+        super().__init__(observer=observer, zdim=zdim)
+        self.encoder, self.decoder, self.beta = encoder, decoder, beta
 
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
         seen = self.observer(batch)
         z_mu, z_logvar = self.encoder(seen)
         z = sample_latent(z_mu, z_logvar) if self.training else z_mu
-        real, imag = self.decoder.slices(z, seen.rotation, self.observer.freq)
+        real, imag = self.decoder.slices(z, seen.rotation, self.observer.half_disc)
         recon_loss = reconstruction_loss(
             (real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag)
         )
@@ -70,3 +70,7 @@ class VAE(Network):
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
         return self.encoder(self.observer(batch))
+
+    def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+        """See `Model.decode_volume`."""
+        return self.decoder.volume(z)

@@ -324,7 +324,7 @@ def _points(
 def _neighbours(
     where: Float[Tensor, "B P 3"], shape: torch.Size
 ) -> Iterator[tuple[Int[Tensor, "B P"], Float[Tensor, "B P"]]]:
-    """The eight lattice points around every point: flat index and trilinear share."""
+    """Yield flat index and trilinear share of the eight lattice points around every point."""
     corner = where.floor()
     for offset in itertools.product((0.0, 1.0), repeat=3):
         neighbour = corner + torch.tensor(offset, device=where.device)

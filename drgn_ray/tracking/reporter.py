@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from drgn_ray.analysis.figures import slice_montage
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.report import LogReporter, Metrics, Reporter, Reporters
@@ -31,7 +31,7 @@ class MlflowReporter:
         """Log the averages of a few seconds."""
         self.tracked.metrics(metrics, step)
 
-    def epoch(self, step: int, metrics: Metrics, model: Network, z: Tensor) -> None:
+    def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """Log an epoch and what the volume at the mean latent looks like by now."""
         self._epoch_metrics(step, metrics)
         self.tracked.image("volume_slices", slice_montage(model.decode_volume(z).cpu().numpy()), int(metrics["epoch"]))

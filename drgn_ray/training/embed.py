@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position, load_weights
-from drgn_ray.training.loop import build_model, particle_order
+from drgn_ray.training.loop import model_for, particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
 BATCH_SIZE = 256
@@ -67,9 +67,9 @@ def load_latents(path: Path) -> Latents:
         return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
 
 
-def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> Network:
-    """Load the network of a run's newest checkpoint, for evaluation."""
-    model = build_model(config, store)
+def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> Model:
+    """Load the model of a run's newest checkpoint, for evaluation."""
+    model = model_for(config, store)
     load_weights(run.checkpoints, model)
     return model.to(device).eval()
 

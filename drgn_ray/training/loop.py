@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.models import build_network
+from drgn_ray.models import build_model
 from drgn_ray.models.elbo import ElboTerms, kl_divergence
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
@@ -59,11 +59,11 @@ def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
     return order
 
 
-def build_model(config: RunConfig, store: ParticleStore) -> Network:
-    """Build the network for a store, its weights drawn with the run's seed."""
+def model_for(config: RunConfig, store: ParticleStore) -> Model:
+    """Build the model for a store, its weights drawn with the run's seed."""
     torch.manual_seed(config.training.seed)
     info = store.info
-    return build_network(
+    return build_model(
         config.model,
         box_size=info.box_size,
         data_sign=info.data_sign,
@@ -101,7 +101,7 @@ class Trainer:
         self.reporter = reporter
         self.order = particle_order(config, store)
         self.images_per_epoch = self.order.num_rows(self.order.train_chunks())
-        self.model = build_model(config, store).to(worker.device)
+        self.model = model_for(config, store).to(worker.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay, fused=True
         )

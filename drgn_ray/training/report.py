@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from drgn_ray.models.network import Network
+from drgn_ray.models.model import Model
 from drgn_ray.progress import format_duration
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.run_directory import RunDirectory
@@ -27,7 +27,7 @@ class Reporter(Protocol):
     def interval(self, step: int, metrics: Metrics) -> None:
         """Averages since the last call, every few seconds."""
 
-    def epoch(self, step: int, metrics: Metrics, model: Network, z: Tensor) -> None:
+    def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """Hear that an epoch ended; `z` is a typical latent to decode."""
 
 
@@ -47,7 +47,7 @@ class Reporters:
         for reporter in self.reporters:
             reporter.interval(step, metrics)
 
-    def epoch(self, step: int, metrics: Metrics, model: Network, z: Tensor) -> None:
+    def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """See `Reporter.epoch`."""
         for reporter in self.reporters:
             reporter.epoch(step, metrics, model, z)
@@ -89,7 +89,7 @@ class LogReporter:
             format_duration(metrics["perf/eta_seconds"]),
         )
 
-    def epoch(self, step: int, metrics: Metrics, model: Network, z: Tensor) -> None:
+    def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """Write the epoch's line."""
         del model, z
         self._append({"kind": "epoch", "step": step, **metrics})

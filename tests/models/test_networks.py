@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from drgn_ray.config import ModelConfig
-from drgn_ray.models import build_network
+from drgn_ray.models import build_model
 from drgn_ray.models.elbo import kl_divergence
 from drgn_ray.models.vae import VAE
 from drgn_ray.physics.observation import CTF_COLUMNS, Observer
@@ -19,7 +19,7 @@ def network(box_size: int = 16, **settings: object) -> VAE:
     torch.manual_seed(0)
     small = {"zdim": 3, "enc_dim": 16, "enc_layers": 1, "dec_dim": 32, "dec_layers": 2}
     config = ModelConfig(**(small | settings))  # type: ignore[arg-type]
-    return build_network(config, box_size=box_size, data_sign=-1, hartley_std=4.0, ctf=False)
+    return build_model(config, box_size=box_size, data_sign=-1, hartley_std=4.0, ctf=False)
 
 
 def batch(count: int, box_size: int = 16) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def batch(count: int, box_size: int = 16) -> dict[str, Tensor]:
 def test_a_slice_is_the_volume_at_the_turned_points() -> None:
     model, rotation = network(), batch(4)["rotation"]
     z, freq = torch.randn(4, 3), model.observer.freq
-    real, imag = model.decoder.slices(z, rotation, freq)
+    real, imag = model.decoder.slices(z, rotation, model.observer.half_disc)
     flat = torch.cat([freq, torch.zeros(len(freq), 1)], dim=1)
     for index in range(4):
         k = flat @ rotation[index]

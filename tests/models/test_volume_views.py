@@ -37,7 +37,7 @@ def below_nyquist(model: VAE) -> Tensor:
 def slices(model: VAE, z: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
     """Values of the decoder, and the points (kx, ky, kz) they are the values of."""
     keep = below_nyquist(model)
-    real, imag = model.decoder.slices(z.expand(len(views), -1), views, model.observer.freq)
+    real, imag = model.decoder.slices(z.expand(len(views), -1), views, model.observer.half_disc)
     k = model.observer.k[keep]
     points = torch.cat([k, torch.zeros(len(k), 1)], dim=1) @ views
     return torch.complex(real, imag)[:, keep], points.round().long()

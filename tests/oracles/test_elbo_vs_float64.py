@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from drgn_ray.config import ModelConfig
-from drgn_ray.models import build_network
+from drgn_ray.models import build_model
 from drgn_ray.models.vae import VAE
 
 BATCH, ZDIM, HARTLEY_STD = 5, 3, 7.5
@@ -40,7 +40,7 @@ def random_batch(size: int) -> dict[str, Tensor]:
 def network(size: int, pe_type: str) -> VAE:
     torch.manual_seed(0)
     settings = ModelConfig(zdim=ZDIM, enc_dim=24, enc_layers=2, dec_dim=20, dec_layers=2, pe_type=pe_type, beta=0.7)
-    return build_network(settings, box_size=size, data_sign=-1, hartley_std=HARTLEY_STD, ctf=True)
+    return build_model(settings, box_size=size, data_sign=-1, hartley_std=HARTLEY_STD, ctf=True)
 
 
 def lattice(size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,45 @@
+"""What training, embedding and decoding need of a model, whichever it is.
+
+Shape letters: B images, D box, Z zdim (0 where there is no latent).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drgn_ray.models.elbo import ElboTerms
+from drgn_ray.physics.observation import Observer
+
+
+class Model(nn.Module, ABC):
+    """The observation model, and what a subclass makes of what it sees.
+
+    Its state is what ``state_dict`` holds.
+
+    Parameters
+    ----------
+    observer
+        Makes coefficients, CTFs and rotations of batches.
+    zdim
+        Dimension of the latent space.
+    """
+
+    def __init__(self, *, observer: Observer, zdim: int) -> None:
+        super().__init__()
+        self.observer, self.zdim = observer, zdim
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
+        """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
+
+    @abstractmethod
+    def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Return (z_mu, z_logvar) of a batch."""
+
+    @abstractmethod
+    def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+        """Real-space volume (z, y, x) of one latent, in units of the data's standard deviation."""
