@@ -346,8 +346,13 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
     held = "" if store is None else f": {len(store):,} particles, {store.info.box_size} px of {store.info.apix:.4g} Å"
     yield Line("kind", "run directory")
     yield Line("store", config.particles + held)
-    latent = f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}" if model.model == "vae" else model.model
-    yield Line("model", f"{latent}, decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding")
+    parts = {
+        "vae": f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}",
+        "homogeneous": "homogeneous",
+        "linear": f"linear, zdim at most {model.zdim}",
+    }
+    decoder = f", decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding"
+    yield Line("model", parts[model.model] + decoder * (model.model != "linear"))
 
 
 def _losses(position: Position) -> dict[str, float]:
@@ -359,7 +364,7 @@ def _losses(position: Position) -> dict[str, float]:
 def _training_lines(
     run: RunDirectory, config: RunConfig, position: Position, latents: Latents | None
 ) -> Iterator[Line]:
-    done, wanted = len(position.history), config.training.num_epochs
+    done, wanted = len(position.history), config.num_epochs
     checkpoints = sorted(folder.name for folder in run.checkpoints.glob("[!.]*"))
     analyses = sorted(run.path.glob("analyze.*"), key=lambda folder: int(folder.suffix[1:]))
     known = "none yet" if latents is None else f"{latents.z.shape[0]:,} particles, {latents.z.shape[1]} dimensions"
@@ -380,7 +385,7 @@ def _run_findings(
 ) -> Iterator[Finding]:
     for entry in unread:
         yield Finding(f"{entry.error.source}: {entry.error.found}", entry.error.remedy)
-    done, wanted = len(position.history), config.training.num_epochs
+    done, wanted = len(position.history), config.num_epochs
     if done < wanted:
         again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
         yield Finding(f"{done} of {wanted} epochs are finished", f"unless it is still running, go on with `{again}`")

@@ -1,7 +1,7 @@
-"""A small heterogeneous particle set with known truth, written as a RELION 3.1 STAR file and MRC stack.
+"""Simulated particles, written as a RELION 3.1 STAR file and MRC stack; a small heterogeneous set with known truth.
 
-The molecule has a body, an arm that turns about a hinge (a continuous motion) and a cap that half of the particles
-lack (a change of composition).
+The molecule of that set has a body, an arm that turns about a hinge (a continuous motion) and a cap that half of the
+particles lack (a change of composition).
 """
 
 from __future__ import annotations
@@ -22,12 +22,35 @@ from drgn_ray import units
 from drgn_ray.physics.simulate import BlobMolecule, apply_ctf, density, project
 from drgn_ray.progress import Progress
 
-BOX_SIZE, APIX, SIGMA = 64, 3.0, 5.0
+SIGMA = 5.0
 LARGEST_ANGLE = 75.0
 VOLTAGE, CS, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.1
 BATCH = 256
 STAR_NAME, STACK_NAME, TRUTH_NAME = "particles.star", "particles.mrcs", "truth.csv"
 _HINGE = torch.tensor([0.0, 0.0, 25.0])
+
+
+@dataclass(frozen=True)
+class Imaging:
+    """How molecules are imaged, in uniformly random views.
+
+    Attributes
+    ----------
+    apix
+        Å/px.
+    snr
+        Variance of the clean images over variance of the white noise, whole box.
+    shift
+        Standard deviation of the shifts along x and y, px.
+    defocus
+        Least and largest, Å.
+    """
+
+    box_size: int = 64
+    apix: float = 3.0
+    snr: float = 0.1
+    shift: float = 2.0
+    defocus: tuple[float, float] = (8e3, 2.2e4)
 
 
 @dataclass(frozen=True)
@@ -53,24 +76,24 @@ def read_truth(folder: Path) -> Truth:
     return Truth(table["arm_angle"].to_numpy(), table["has_cap"].to_numpy(bool))
 
 
-def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 0.1, seed: int = 0) -> Path:
-    """Simulate particles and write them; return the STAR file.
-
-    Parameters
-    ----------
-    snr
-        Variance of the clean images over variance of the white noise, whole box.
-    """
+def write_simulated_particles(folder: Path, num_particles: int, *, seed: int = 0) -> Path:
+    """Simulate particles of the small set and write them with their truth; return the STAR file."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     truth = Truth(rng.uniform(0, LARGEST_ANGLE, num_particles), rng.random(num_particles) < 0.5)
-    table = _particle_table(num_particles, rng)
-    clean = _clean_images(truth, table)
+    pd.DataFrame({"arm_angle": truth.arm_angle, "has_cap": truth.has_cap}).to_csv(folder / TRUTH_NAME, index=False)
+    return write_particles(folder, truth.conformations(), Imaging(), rng)
+
+
+def write_particles(folder: Path, molecules: BlobMolecule, imaging: Imaging, rng: np.random.Generator) -> Path:
+    """Image each of the molecules (of a batch) once and write the particles; return the STAR file."""
+    table = _particle_table(len(molecules.mass), imaging, rng)
+    clean = _clean_images(molecules, table, imaging)
     noise = rng.standard_normal(clean.shape, np.float32)
     with mrcfile.new(folder / STACK_NAME, overwrite=True) as file:
-        file.set_data(clean * np.float32(np.sqrt(snr) / clean.std()) + noise)
+        file.set_data(clean * np.float32(np.sqrt(imaging.snr) / clean.std()) + noise)
         file.set_image_stack()
-        file.voxel_size = APIX
+        file.voxel_size = imaging.apix
     optics = text_table(
         {
             "rlnOpticsGroup": [1],
@@ -78,29 +101,29 @@ def write_simulated_particles(folder: Path, num_particles: int, *, snr: float = 
             "rlnVoltage": [VOLTAGE],
             "rlnSphericalAberration": [CS],
             "rlnAmplitudeContrast": [AMPLITUDE_CONTRAST],
-            "rlnImagePixelSize": [APIX],
-            "rlnImageSize": [BOX_SIZE],
+            "rlnImagePixelSize": [imaging.apix],
+            "rlnImageSize": [imaging.box_size],
             "rlnImageDimensionality": [2],
         }
     )
-    pd.DataFrame({"arm_angle": truth.arm_angle, "has_cap": truth.has_cap}).to_csv(folder / TRUTH_NAME, index=False)
     particles = text_table({name: table[name].to_numpy() for name in table})
     blocks = (StarBlock("optics", optics, True), StarBlock("particles", particles, True))
     write_star_file(str(folder / STAR_NAME), StarFile(blocks, RELION_31))
     return folder / STAR_NAME
 
 
-def _particle_table(count: int, rng: np.random.Generator) -> pd.DataFrame:
+def _particle_table(count: int, imaging: Imaging, rng: np.random.Generator) -> pd.DataFrame:
     rot, tilt, psi = units.relion_from_rotation(Rotation.random(count, rng=rng).as_matrix()).T
-    defocus, astigmatism = rng.uniform(8e3, 2.2e4, count), rng.normal(0, 200, count)
+    defocus, astigmatism = rng.uniform(*imaging.defocus, count), rng.normal(0, 200, count)
+    shift = imaging.shift * imaging.apix
     return pd.DataFrame(
         {
             "rlnImageName": [f"{number:06d}@{STACK_NAME}" for number in range(1, count + 1)],
             "rlnAngleRot": rot,
             "rlnAngleTilt": tilt,
             "rlnAnglePsi": psi,
-            "rlnOriginXAngst": rng.normal(0, 2 * APIX, count),
-            "rlnOriginYAngst": rng.normal(0, 2 * APIX, count),
+            "rlnOriginXAngst": rng.normal(0, shift, count),
+            "rlnOriginYAngst": rng.normal(0, shift, count),
             "rlnDefocusU": defocus + astigmatism,
             "rlnDefocusV": defocus - astigmatism,
             "rlnDefocusAngle": rng.uniform(-90, 90, count),
@@ -112,22 +135,23 @@ def _particle_table(count: int, rng: np.random.Generator) -> pd.DataFrame:
     )
 
 
-def _clean_images(truth: Truth, table: pd.DataFrame) -> Float[np.ndarray, "N D D"]:
+def _clean_images(molecules: BlobMolecule, table: pd.DataFrame, imaging: Imaging) -> Float[np.ndarray, "N D D"]:
     """Projections with RELION's (positive) CTF and shifts, protein white."""
     rotation = units.rotation_from_relion(*(table[f"rlnAngle{name}"].to_numpy() for name in ("Rot", "Tilt", "Psi")))
     translation = table[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy()
-    images = np.empty((len(table), BOX_SIZE, BOX_SIZE), np.float32)
+    size, apix = imaging.box_size, imaging.apix
+    images = np.empty((len(table), size, size), np.float32)
     with Progress("simulate", len(table), "images") as progress:
         for start in range(0, len(table), BATCH):
             rows = slice(start, start + BATCH)
-            molecules = Truth(truth.arm_angle[rows], truth.has_cap[rows]).conformations()
-            batch = project(molecules, _tensor(rotation[rows]), BOX_SIZE, APIX, _tensor(translation[rows]))
-            images[rows] = -apply_ctf(batch, **_ctf_parameters(table.iloc[rows])).numpy()
-            progress.update(len(batch))
+            batch = BlobMolecule(molecules.position[rows], molecules.mass[rows], molecules.sigma)
+            projections = project(batch, _tensor(rotation[rows]), size, apix, _tensor(translation[rows]))
+            images[rows] = -apply_ctf(projections, **_ctf_parameters(table.iloc[rows], apix)).numpy()
+            progress.update(len(projections))
     return images
 
 
-def _ctf_parameters(table: pd.DataFrame) -> dict[str, Float[Tensor, " B"]]:
+def _ctf_parameters(table: pd.DataFrame, apix: float) -> dict[str, Float[Tensor, " B"]]:
     ones = torch.ones(len(table))
     from_table = {
         "defocus_u": "rlnDefocusU",
@@ -135,7 +159,7 @@ def _ctf_parameters(table: pd.DataFrame) -> dict[str, Float[Tensor, " B"]]:
         "defocus_angle": "rlnDefocusAngle",
         "phase_shift": "rlnPhaseShift",
     }
-    fixed = {"apix": APIX, "voltage": VOLTAGE, "cs": CS, "amplitude_contrast": AMPLITUDE_CONTRAST}
+    fixed = {"apix": apix, "voltage": VOLTAGE, "cs": CS, "amplitude_contrast": AMPLITUDE_CONTRAST}
     return {name: _tensor(table[column].to_numpy()) for name, column in from_table.items()} | {
         name: value * ones for name, value in fixed.items()
     }

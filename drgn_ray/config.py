@@ -40,16 +40,26 @@ class DataConfig(Settings):
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
 
 
-_OF_LATENTS = ("zdim", "encoder", "enc_dim", "enc_layers", "beta")  # what a homogeneous model has not
+_OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta")
+_OF_DECODERS = ("decoder", "dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma", "window")
+_OF_STEPS = ("num_epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "weight_decay", "precision")
+_HAS_NOT = {"vae": (), "homogeneous": ("zdim", *_OF_ENCODERS), "linear": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS)}
+
+
+def _refuse_others(section: Settings, model: str) -> None:
+    for name, field in type(section).model_fields.items():
+        if name in _HAS_NOT[model] and getattr(section, name) != field.default:
+            raise ValueError(f"a {model} model has no {name}; leave it out")
 
 
 class ModelConfig(Settings):
-    """The network."""
+    """The model."""
 
-    model: Literal["vae", "homogeneous"] = "vae"
-    """vae: every particle has its latent; homogeneous: one volume for all, the decoder alone (cryoDRGN's train_nn)."""
+    model: Literal["vae", "homogeneous", "linear"] = "vae"
+    """vae: every particle has its latent; homogeneous: one volume for all, the decoder alone (cryoDRGN's train_nn);
+    linear: a linear subspace of volumes, without a network and in seconds (principal components by EM)."""
     zdim: PositiveInt = 8
-    """Dimension of the latent space."""
+    """Dimension of the latent space; of a linear model the largest, of which held-out particles choose."""
     encoder: Literal["residual"] = "residual"
     """Kind of encoder."""
     enc_dim: PositiveInt = 1024
@@ -75,9 +85,7 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _only_what_it_has(self) -> ModelConfig:
-        given = [name for name in _OF_LATENTS if getattr(self, name) != type(self).model_fields[name].default]
-        if self.model == "homogeneous" and given:
-            raise ValueError(f"a homogeneous model has no {given[0]}; leave it out")
+        _refuse_others(self, self.model)
         return self
 
 
@@ -125,13 +133,23 @@ class RunConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
+    @model_validator(mode="after")
+    def _only_what_its_model_has(self) -> RunConfig:
+        _refuse_others(self.training, self.model.model)
+        return self
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that the run consists of: a linear model is whole after one."""
+        return 1 if self.model.model == "linear" else self.training.num_epochs
+
     def flat(self) -> dict[str, Any]:
         """All settings by field name, without the sections (MLflow parameters)."""
         sections = self.model_dump()
         particles = sections.pop("particles")
-        if self.model.model == "homogeneous":
-            sections["model"] = {name: value for name, value in sections["model"].items() if name not in _OF_LATENTS}
-        return {"particles": particles} | {name: value for part in sections.values() for name, value in part.items()}
+        flat = {name: value for section in sections.values() for name, value in section.items()}
+        has_not = _HAS_NOT[self.model.model]
+        return {"particles": particles} | {name: value for name, value in flat.items() if name not in has_not}
 
 
 def read_config(path: Path) -> RunConfig:

@@ -35,15 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _analyze(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
+    from drgn_ray.training.embed import trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
     from jobs.pipeline import finish_run, open_tracked
 
     run = RunDirectory(arguments.run)
     config = run.config()
-    count, zdim = len(ParticleStore(config.particles)), config.model.zdim
-    if config.model.model == "homogeneous" and (arguments.ksample, arguments.pc) != (None, None):
-        raise ConfigError("--ksample, --pc", f"{run.path} is homogeneous: it has no latents", "leave them out")
+    store = ParticleStore(config.particles)
+    count, zdim = len(store), trained_zdim(run, config, store)
+    if not zdim and (arguments.ksample, arguments.pc) != (None, None):
+        raise ConfigError("--ksample, --pc", f"{run.path} has one volume and no latents", "leave them out")
     if arguments.ksample is not None and not 1 <= arguments.ksample <= count:
         raise ConfigError(
             f"--ksample {arguments.ksample}", f"there are {count:,} particles", "pass a number up to that"

@@ -50,21 +50,19 @@ def _decode(arguments: Arguments) -> None:
     from drgn_ray.analysis.volumes import decode_to_folder
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
-    from drgn_ray.training.embed import trained_model
+    from drgn_ray.training.embed import trained_model, trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
 
     run = RunDirectory(arguments.run)
     config = run.config()
-    if config.model.model != "homogeneous":
-        z = _latents(arguments, run, config.model.zdim)
+    store = ParticleStore(config.particles)
+    if zdim := trained_zdim(run, config, store):
+        z = _latents(arguments, run, zdim)
     elif (arguments.particles, arguments.z, arguments.z_file) != (None, None, None):
-        raise ConfigError(
-            "--particles, -z, --z-file", f"{run.path} is homogeneous: it has no latents", "leave them out"
-        )
+        raise ConfigError("--particles, -z, --z-file", f"{run.path} has one volume and no latents", "leave them out")
     else:
         z = np.zeros((1, 0))
-    store = ParticleStore(config.particles)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = sorted(Path(arguments.output).glob("vol_*.mrc"))
     if there and not arguments.overwrite:

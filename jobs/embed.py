@@ -41,14 +41,14 @@ def _embed(arguments: Arguments) -> None:
     from drgn_ray.distributed.embed import embed
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
-    from drgn_ray.training.embed import check_fits
+    from drgn_ray.training.embed import check_fits, trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
 
     run = RunDirectory(arguments.run)
-    if run.config().model.model == "homogeneous":
-        raise ConfigError(str(run.path), "this run is homogeneous: it has no latents", "pass a run of --model vae")
     trained_on = ParticleStore(run.config().particles)
+    if not trained_zdim(run, run.config(), trained_on):
+        raise ConfigError(str(run.path), "this run has one volume and no latents", "pass a run of --model vae")
     store = trained_on if arguments.particles is None else ParticleStore(arguments.particles)
     if arguments.particles is not None and arguments.output is None:
         raise ConfigError(

@@ -20,9 +20,9 @@ from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.fsc import GOLD_STANDARD, HALF
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
-from drgn_ray.tracking.summary import homogeneous_summary, summary
+from drgn_ray.tracking.summary import one_volume_summary, summary
 from drgn_ray.training.checkpoint import load_position
-from drgn_ray.training.embed import load_latents, trained_epochs, trained_model
+from drgn_ray.training.embed import load_latents, trained_epochs, trained_model, trained_zdim
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
 
@@ -54,21 +54,22 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
 
 def train_run(run: RunDirectory, config: RunConfig) -> None:
     """Train what is left of a run."""
-    train(config, run, partial(make_reporter, run, config.training.num_epochs))
+    train(config, run, partial(make_reporter, run, config.num_epochs))
 
 
 def finish_run(
     run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
 ) -> list[str]:
     """Analyse a run as befits its model; lines on where the results are."""
-    if run.config().model.model == "homogeneous":
+    config = run.config()
+    if not trained_zdim(run, config, ParticleStore(config.particles)):
         return reconstruct_run(run, tracked)
     analysis = analyze_run(run, tracked, ksample=ksample, num_pcs=num_pcs)
     return [f"picture {analysis.folder / 'z_pca.png'}", f"volumes {analysis.kmeans_folder}"]
 
 
 def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
-    """Decode the volume of a homogeneous run, compare it with back-projection, and copy all of it to MLflow."""
+    """Decode the volume of a run without latents, compare it with back-projection, and copy all of it to MLflow."""
     config = run.config()
     store = ParticleStore(config.particles)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +84,7 @@ def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
         {f"fsc/{name}": against.resolution(against.best_name, value) for name, value in RESOLUTIONS.items()},
         position.images_seen,
     )
-    tracked.note(homogeneous_summary(run, store.info, position, against))
+    tracked.note(one_volume_summary(run, store.info, position, against))
     return [f"volume  {folder / 'reconstruct.mrc'}", f"against back-projection: {resolutions(against)}"]
 
 
@@ -99,7 +100,7 @@ def analyze_run(
     folder = run.analysis(trained_epochs(run, config, store))
     latents = load_latents(run.latents_file)
     ksample = min(20, len(latents.z)) if ksample is None else ksample
-    num_pcs = min(2, config.model.zdim) if num_pcs is None else num_pcs
+    num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
     tracked.artifacts(folder, folder.name)
     for file in (run.latents_file, run.latents_file.with_suffix(".parquet"), run.config_file):

@@ -239,14 +239,14 @@ def write_maps(
 def write_reconstruction(
     folder: Path, model: Model, info: StoreInfo, sums: Float[np.ndarray, "2 S S H 3"]
 ) -> Correlation:
-    """Write ``reconstruct.mrc``, the volume of a homogeneous network, and its FSC with the back-projection.
+    """Write ``reconstruct.mrc``, the volume of a model without latents, and its FSC with the back-projection.
 
     The back-projection's own files are written too (`write_maps`).
     """
     volume = decode(model, np.zeros(0), info)
     maps = make_maps(sums)
     write_maps(folder, maps, correlate_halves(maps, info.apix), info.apix)
-    write_mrc(folder / "reconstruct.mrc", volume, info.apix, "drgn_ray homogeneous network")
+    write_mrc(folder / "reconstruct.mrc", volume, info.apix, "drgn_ray, one volume for all particles")
     volume_figure(volume, info.apix).savefig(folder / "reconstruct.png", dpi=150)
     against = correlate(maps.full, volume, info.apix)
     write_correlation(folder, against, "fsc_backproject")

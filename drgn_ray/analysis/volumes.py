@@ -71,7 +71,7 @@ def read_mrc(path: str) -> MrcVolume:
 
 def decode(model: Model, z: Float[np.ndarray, " Z"], info: StoreInfo) -> Float[np.ndarray, "D D D"]:
     """Volume of a latent, on the grey scale of the source images."""
-    device = next(model.parameters()).device
+    device = model.observer.k.device
     volume = model.decode_volume(torch.as_tensor(z, dtype=torch.float32, device=device))
     return volume.cpu().numpy() * (info.hartley_std * info.scale)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -13,7 +14,9 @@ T = TypeVar("T")
 MAX_RETRIES = 3
 
 
-def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = None, on_gpu: bool = False) -> Iterator[T]:
+def run_tasks(
+    tasks: Iterable[Callable[[], T]], *, num_workers: int | None = None, on_gpu: bool = False, keep: bool = False
+) -> Iterator[T]:
     """Run tasks and yield their results as they come; each must be safe to run again.
 
     Parameters
@@ -24,6 +27,9 @@ def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = Non
         At most this many at a time; None: as many as the cluster has CPUs.  0, or a single task, runs in this process.
     on_gpu
         Each task reserves a GPU, where the cluster has any.
+    keep
+        Yield what stands for the results, which stay where they were made.  As arguments of other tasks (`partial`)
+        they are the results; the caller is `connected` for as long.
 
     Raises
     ------
@@ -51,10 +57,10 @@ def run_tasks(tasks: Iterable[Callable[[], T]], *, num_workers: int | None = Non
         limit = num_workers or 2 * int(ray.cluster_resources()["CPU"])
         running = [remote.remote(task) for task in islice(waiting, limit)]
         while running:
-            finished, running = ray.wait(running)
+            finished, running = ray.wait(running, fetch_local=not keep)
             running += [remote.remote(task) for task in islice(waiting, len(finished))]
             try:
-                yield from ray.get(finished)
+                yield from finished if keep else ray.get(finished)
             except RayTaskError as error:
                 raise user_error_in(error) or error from None
 
@@ -69,4 +75,9 @@ def is_cluster_there() -> bool:
 
 
 def _call(task: Callable[[], T]) -> T:
-    return task()
+    if not isinstance(task, partial):
+        return task()
+    import ray
+
+    kept = [ray.get(each) if isinstance(each, ray.ObjectRef) else each for each in task.args]
+    return task.func(*kept, **task.keywords)

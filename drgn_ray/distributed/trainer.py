@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from drgn_ray import config as settings
 from drgn_ray.distributed.cluster import connected, user_error_in
 from drgn_ray.distributed.follow import following
+from drgn_ray.distributed.linear import train_linear
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ConfigError, ResourceError
 from drgn_ray.particles.loader import stream_slice
@@ -59,8 +60,10 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     store = ParticleStore(config.particles)
     check(config, store)
     workers, order = config.resources.num_workers, particle_order(config, store)
-    if load_position(run.checkpoints).next_slice >= config.training.num_epochs * order.slices_per_epoch:
-        logger.info("all %d epochs are trained already", config.training.num_epochs)
+    if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
+        logger.info("all %d epochs are trained already", config.num_epochs)
+    elif config.model.model == "linear":
+        train_linear(config, store, run, make_reporter())
     elif workers == 0:
         _train_here(config, store, run, make_reporter)
     else:

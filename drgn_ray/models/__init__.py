@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from drgn_ray.config import ModelConfig
 from drgn_ray.models.decoder import CoordinateDecoder
 from drgn_ray.models.homogeneous import Homogeneous
+from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.models.vae import VAE, ResidualEncoder
 from drgn_ray.physics.observation import Observer
 
+Observe = Callable[..., Observer]
 DECODERS = {"coordinate": CoordinateDecoder}
 ENCODERS = {"residual": ResidualEncoder}
 
@@ -23,18 +28,12 @@ def build_model(
     box_size, data_sign, hartley_std, ctf, damping
         What the images are, see `drgn_ray.physics.observation.Observer`.
     """
-    observer = Observer(
-        box_size=box_size,
-        data_sign=data_sign,
-        hartley_std=hartley_std,
-        window=model.window,
-        ctf=ctf,
-        damping=damping,
-    )
-    return MODELS[model.model](model, observer)
+    images = {"box_size": box_size, "data_sign": data_sign, "hartley_std": hartley_std, "ctf": ctf, "damping": damping}
+    return MODELS[model.model](model, partial(Observer, **images))
 
 
-def _vae(model: ModelConfig, observer: Observer) -> Model:
+def _vae(model: ModelConfig, observe: Observe) -> Model:
+    observer = observe(window=model.window)
     encoder = ENCODERS[model.encoder](
         num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
     )
@@ -43,8 +42,15 @@ def _vae(model: ModelConfig, observer: Observer) -> Model:
     return VAE(observer=observer, encoder=encoder, decoder=decoder, zdim=model.zdim, beta=beta)
 
 
-def _homogeneous(model: ModelConfig, observer: Observer) -> Model:
+def _homogeneous(model: ModelConfig, observe: Observe) -> Model:
+    observer = observe(window=model.window)
     return Homogeneous(observer=observer, decoder=_decoder(model, observer, 0))
+
+
+def _linear(model: ModelConfig, observe: Observe) -> Model:
+    del model  # its zdim is the most that a fit may find
+    # A window would spread each coefficient's noise over its neighbours, which EM takes as independent.
+    return LinearSubspace(observe=partial(observe, window=False))
 
 
 def _decoder(model: ModelConfig, observer: Observer, zdim: int) -> CoordinateDecoder:
@@ -59,4 +65,4 @@ def _decoder(model: ModelConfig, observer: Observer, zdim: int) -> CoordinateDec
     )
 
 
-MODELS = {"vae": _vae, "homogeneous": _homogeneous}
+MODELS = {"vae": _vae, "homogeneous": _homogeneous, "linear": _linear}

@@ -23,8 +23,10 @@ class Homogeneous(Model):
         The parts; the decoder's zdim is 0.
     """
 
+    zdim = 0
+
     def __init__(self, *, observer: Observer, decoder: Decoder) -> None:
-        super().__init__(observer=observer, zdim=0)
+        super().__init__(observer=observer)
         self.decoder = decoder
 
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:

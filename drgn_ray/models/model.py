@@ -24,13 +24,18 @@ class Model(nn.Module, ABC):
     ----------
     observer
         Makes coefficients, CTFs and rotations of batches.
+
+    Attributes
+    ----------
     zdim
         Dimension of the latent space.
     """
 
-    def __init__(self, *, observer: Observer, zdim: int) -> None:
+    zdim: int
+
+    def __init__(self, *, observer: Observer) -> None:
         super().__init__()
-        self.observer, self.zdim = observer, zdim
+        self.observer = observer
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:

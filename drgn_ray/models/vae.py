@@ -53,8 +53,8 @@ class VAE(Model):
     def __init__(
         self, *, observer: Observer, encoder: ResidualEncoder, decoder: Decoder, zdim: int, beta: float
     ) -> None:
-        super().__init__(observer=observer, zdim=zdim)
-        self.encoder, self.decoder, self.beta = encoder, decoder, beta
+        super().__init__(observer=observer)
+        self.encoder, self.decoder, self.zdim, self.beta = encoder, decoder, zdim, beta
 
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""

@@ -103,6 +103,18 @@ def has_half_sets(columns: Mapping[str, np.ndarray]) -> bool:
     return set(np.unique(columns["half_set"])) == {1, 2}
 
 
+def mean_squared_ctf(store: ParticleStore) -> Float[Tensor, " R"]:
+    """Mean squared CTF of a sample of the store, the same for all tasks, at the radii 0 to D/2 along one axis."""
+    size = store.info.box_size
+    radius = torch.arange(size // 2 + 1)
+    if not store.info.has_ctf:
+        return torch.ones(len(radius))
+    freq = torch.stack([radius / size, torch.zeros(len(radius))], dim=-1)
+    rows = sample_rows(len(store))
+    columns = {name: torch.from_numpy(store.columns[name][rows]) for name in CTF_COLUMNS}
+    return (compute_ctf(freq, **columns) ** 2).mean(dim=0)
+
+
 def accumulate(
     store_path: str, first_chunk: int, last_chunk: int, assignment: Assignment, method: Method
 ) -> PartialSums:
@@ -116,9 +128,9 @@ def accumulate(
     symmetry = torch.from_numpy(point_group(method.sym)).float()
     kernel: Kernel = "cryodrgn" if method.like_cryodrgn else "trilinear"
     num_volumes = len(assignment.weight)
-    mean_squared_ctf = _mean_squared_ctf(store).to(device)
+    of_ctf = mean_squared_ctf(store).to(device)
     projectors = [
-        BackProjector(observer.half_disc, kernel=kernel, symmetry=symmetry, mean_squared_ctf=mean_squared_ctf)
+        BackProjector(observer.half_disc, kernel=kernel, symmetry=symmetry, mean_squared_ctf=of_ctf)
         for _ in range(2 * num_volumes)
     ]
     totals = torch.stack([projector.sums for projector in projectors]).double()
@@ -143,18 +155,6 @@ def accumulate(
     _flush(projectors, totals)
     sums = totals.float().cpu().numpy().reshape(num_volumes, 2, *totals.shape[1:])
     return PartialSums(assignment.weight.shape[1], sums)
-
-
-def _mean_squared_ctf(store: ParticleStore) -> Float[Tensor, " R"]:
-    """Of a sample of the store, the same for all tasks, at the radii 0 to D/2 along one axis."""
-    size = store.info.box_size
-    radius = torch.arange(size // 2 + 1)
-    if not store.info.has_ctf:
-        return torch.ones(len(radius))
-    freq = torch.stack([radius / size, torch.zeros(len(radius))], dim=-1)
-    rows = sample_rows(len(store))
-    columns = {name: torch.from_numpy(store.columns[name][rows]) for name in CTF_COLUMNS}
-    return (compute_ctf(freq, **columns) ** 2).mean(dim=0)
 
 
 def _observer(store: ParticleStore, method: Method) -> Observer:

@@ -75,7 +75,7 @@ class ParticleOrder:
 
     def num_rows(self, chunks: Integer[np.ndarray, " chunks"] | tuple[int, ...]) -> int:
         """Rows in several chunks."""
-        return sum(rows.stop - rows.start for rows in map(self.rows_of, chunks))
+        return int(sum(rows.stop - rows.start for rows in map(self.rows_of, chunks)))
 
 
 def default_slices(num_particles: int) -> int:

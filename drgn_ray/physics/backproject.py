@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from drgn_ray.physics.fourier import soft_sphere, volume_from_hartley
+from drgn_ray.physics.fourier import in_solvent, volume_from_hartley
 from drgn_ray.physics.gridding import Kernel, complete_plane, empty_sums, insert, to_hartley_lattice
 from drgn_ray.physics.lattice import HalfDisc
+from drgn_ray.physics.volume_lattice import envelope, lattice_shells
 
 LOWEST_WEIGHT = 1e-3  # of a shell's mean weight: a voxel with less is divided by this (RELION's choice)
 LOWEST_MEAN = 1e-4  # of squared CTFs, where they start from nothing
@@ -53,7 +54,7 @@ class BackProjector:
         self.kernel: Kernel = kernel
         self.symmetry = torch.eye(3)[None] if symmetry is None else symmetry
         self.sums = empty_sums(points.box_size, points.k.device)
-        self.balance = _balance(points, mean_squared_ctf)
+        self.balance = balance(torch.linalg.vector_norm(points.k.float(), dim=-1), mean_squared_ctf)
 
     def insert(
         self,
@@ -78,14 +79,18 @@ class BackProjector:
             insert(self.sums, values, weights, self.points.k, turned, self.kernel)
 
 
-def _balance(points: HalfDisc, mean_squared_ctf: Float[Tensor, " R"] | None) -> Float[Tensor, " P"]:
-    """Weight of each point that makes the sums' density even along the radius.
+def balance(radius: Float[Tensor, " P"], mean_squared_ctf: Float[Tensor, " R"] | None) -> Float[Tensor, " P"]:
+    """Weight of points at `radius` (cycles a box) that makes the sums' density even along the radius.
 
     Slices through the origin are as dense as 1/|k|, and at low frequency squared CTFs rise steeply.  A lattice point
     would get the mean of what is on the side where there is more.  Beyond its first maximum the CTF is left as it is:
     between the rings of its zeros there is noise.
+
+    Parameters
+    ----------
+    mean_squared_ctf
+        Of all images at the radii 0 to R - 1; None: 1.
     """
-    radius = torch.linalg.vector_norm(points.k.float(), dim=-1)
     if mean_squared_ctf is None:
         return radius
     rising = mean_squared_ctf.cummax(dim=0).values.clamp_min(LOWEST_MEAN)
@@ -118,7 +123,7 @@ def wiener_volume(sums: Float[Tensor, "S S H 3"], fsc: Float[Tensor, " shells"])
     """
     real, imag, weight = complete_plane(sums).unbind(-1)
     within = fsc.to(weight).clamp(LOWEST_FSC, 1 - 1e-4)
-    noise_to_signal = ((1 - within) / (2 * within))[_shells(weight).clamp_max(len(within) - 1)]
+    noise_to_signal = ((1 - within) / (2 * within))[lattice_shells(weight).clamp_max(len(within) - 1)]
     divisor = weight + _shell_means(weight) * noise_to_signal
     volume = _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
     # What is beyond the resolution is taken down last: before, its neighbours would leak into it and outweigh it.
@@ -159,31 +164,17 @@ def _finish(
     Shells beyond D/2 hold nothing but what the kernel spilt there, and are left out.
     """
     size = real.shape[0] - 3
-    inside = (_shells(divisor) <= size // 2) / divisor
+    inside = (lattice_shells(divisor) <= size // 2) / divisor
     hartley = to_hartley_lattice(real * inside, imag * inside)
     for axis in range(3):  # a volume has one coefficient for both ends: of -D/2 alone a symmetric one would not be so
         hartley.select(axis, 0).add_(hartley.select(axis, -1)).div_(2)
     volume = volume_from_hartley(hartley[:-1, :-1, :-1])
-    # The kernel is a triangle along each axis, whose transform is sinc².
-    envelope = torch.sinc((torch.arange(size, device=volume.device) - size // 2) / size).to(volume.dtype) ** 2
-    envelope = envelope[:, None, None] * envelope[None, :, None] * envelope[None, None, :]
-    volume, mask = volume / envelope, soft_sphere(size).to(volume)
-    edge = mask * (1 - mask)  # where there is solvent, which is 0: the slices do not tell the mean of the volume
-    return (volume - (volume * edge).sum() / edge.sum()) * mask
-
-
-def _shells(weight: Float[Tensor, "S S H"]) -> Tensor:
-    """Shell round(|k|) of every point of the half-space."""
-    side, half = weight.shape[1], weight.shape[2]
-    axis = torch.arange(side, device=weight.device) - side // 2
-    x = torch.arange(half, device=weight.device)
-    radius2 = axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + x[None, None, :] ** 2
-    return radius2.to(torch.float64).sqrt().round().to(torch.int64)
+    return in_solvent(volume / envelope(size, volume.device).to(volume))
 
 
 def _shell_means(weight: Float[Tensor, "S S H"]) -> Float[Tensor, "S S H"]:
     """Mean weight of every point's shell, the mirror images counted too."""
-    shells = _shells(weight).flatten()
+    shells = lattice_shells(weight).flatten()
     multiplicity = torch.full_like(weight, 2.0)
     multiplicity[:, :, 0] = 1.0
     count = torch.bincount(shells, multiplicity.flatten())

@@ -36,6 +36,14 @@ def soft_sphere(box_size: int, inner: float = 0.85, outer: float = 0.99) -> Floa
     return ((outer - radius) / (outer - inner)).clamp(0, 1)
 
 
+def in_solvent(volumes: Float[Tensor, "*C D D D"]) -> Float[Tensor, "*C D D D"]:
+    """Mask the corners, with solvent at 0: slices do not tell the mean of a volume."""
+    mask = soft_sphere(volumes.shape[-1]).to(volumes)
+    edge = mask * (1 - mask)
+    at_edge = (volumes * edge).sum(dim=(-3, -2, -1), keepdim=True) / edge.sum()
+    return (volumes - at_edge) * mask
+
+
 def images_to_half_disc(images: Float[Tensor, "B D D"], points: HalfDisc) -> Complex[Tensor, "B P"]:
     """Fourier coefficients of centred images at the points of a half-disc."""
     spectrum = torch.fft.rfft2(images).flatten(-2)[:, points.rfft_index]

@@ -333,11 +333,12 @@ def _neighbours(
         yield ((z + shape[0] // 2) * shape[1] + y + shape[1] // 2) * shape[2] + x, share
 
 
-def complete_plane(sums: Float[Tensor, "S S H 3"]) -> Float[Tensor, "S S H 3"]:
-    """Add to the plane k_x = 0 its mirror image, which `insert` leaves out."""
+def complete_plane(sums: Float[Tensor, "S S H K"], num_volumes: int = 1) -> Float[Tensor, "S S H K"]:
+    """Add to the plane k_x = 0 its mirror image, which `insert` and `insert_moments` leave out."""
     complete = sums.clone()
-    mirrored = sums[:, :, 0].flip(0, 1)
-    complete[:, :, 0] += mirrored * torch.tensor([1.0, -1.0, 1.0], dtype=sums.dtype, device=sums.device)
+    sign = torch.ones(sums.shape[-1], dtype=sums.dtype, device=sums.device)
+    sign[num_volumes : 2 * num_volumes] = -1  # the imaginary parts
+    complete[:, :, 0] += sums[:, :, 0].flip(0, 1) * sign
     return complete
 
 

@@ -55,6 +55,8 @@ class Observer(nn.Module):
         False where the images carry no CTF: it is then 1 everywhere.
     damping
         Multiply the CTF by each image's scale factor and by what its dose leaves, as tilt series want.
+    radius
+        Largest |k| that is looked at; None: D/2.
     """
 
     window: Float[Tensor, "D D"]
@@ -62,10 +64,18 @@ class Observer(nn.Module):
     freq: Float[Tensor, "P 2"]
 
     def __init__(
-        self, *, box_size: int, data_sign: int, hartley_std: float, window: bool, ctf: bool, damping: bool = False
+        self,
+        *,
+        box_size: int,
+        data_sign: int,
+        hartley_std: float,
+        window: bool,
+        ctf: bool,
+        damping: bool = False,
+        radius: int | None = None,
     ) -> None:
         super().__init__()
-        points = half_disc(box_size)
+        points = half_disc(box_size, radius)
         self.box_size = box_size
         self.scale = data_sign / hartley_std
         self.has_ctf, self.has_damping = ctf, damping

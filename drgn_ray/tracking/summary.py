@@ -39,7 +39,7 @@ def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: An
 """
 
 
-def homogeneous_summary(run: RunDirectory, info: StoreInfo, position: Position, against: Correlation) -> str:
+def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, against: Correlation) -> str:
     """Markdown of a finished homogeneous run; `against` is its FSC with the back-projection."""
     last = position.history[-1] if position.history else {}
     rows = [

@@ -43,15 +43,16 @@ class Position:
 
 
 def save_checkpoint(
-    folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer | None, keep: int
 ) -> None:
-    """Write a checkpoint atomically, then drop all but the `keep` newest."""
+    """Write a checkpoint atomically, then drop all but the `keep` newest; without an optimiser it is an end."""
     final = folder / f"{_PREFIX}{position.next_slice:06d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(_contiguous(model.state_dict()), partial / "model.safetensors")
-    save_file(_contiguous(_moments(model, optimizer)), partial / "optimizer.safetensors")
+    if optimizer is not None:
+        save_file(_contiguous(_moments(model, optimizer)), partial / "optimizer.safetensors")
     (partial / "position.json").write_text(json.dumps(asdict(position)))
     for file in partial.iterdir():
         with open(file, "rb") as handle:

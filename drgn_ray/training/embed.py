@@ -15,7 +15,7 @@ from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import load_position, load_weights
+from drgn_ray.training.checkpoint import has_checkpoint, load_position, load_weights
 from drgn_ray.training.loop import model_for, particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -72,6 +72,14 @@ def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, de
     model = model_for(config, store)
     load_weights(run.checkpoints, model)
     return model.to(device).eval()
+
+
+def trained_zdim(run: RunDirectory, config: RunConfig, store: ParticleStore) -> int:
+    """Dimension of a run's latents: 0 where it has one volume for all particles."""
+    model = model_for(config, store)
+    if has_checkpoint(run.checkpoints):  # a linear model's is found, not given
+        load_weights(run.checkpoints, model)
+    return model.zdim
 
 
 def trained_epochs(run: RunDirectory, config: RunConfig, store: ParticleStore) -> int:

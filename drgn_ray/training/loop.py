@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -117,7 +118,7 @@ class Trainer:
     @property
     def num_slices(self) -> int:
         """Slices of the whole run."""
-        return self.config.training.num_epochs * self.order.slices_per_epoch
+        return self.config.num_epochs * self.order.slices_per_epoch
 
     def fit(self, on_slice_end: Callable[[Mapping[str, float]], None] = lambda metrics: None) -> None:
         """Train what is left; `on_slice_end` is called on every worker after every slice."""
@@ -125,7 +126,7 @@ class Trainer:
             self.reporter.begin(self.position)
             done, epochs = divmod(self.position.next_slice, self.order.slices_per_epoch)
             if done or epochs:
-                logger.info("going on at epoch %d/%d", done + 1, self.config.training.num_epochs)
+                logger.info("going on at epoch %d/%d", done + 1, self.config.num_epochs)
         for slice_index in range(self.position.next_slice, self.num_slices):
             on_slice_end(self._train_slice(slice_index))
 
@@ -172,44 +173,18 @@ class Trainer:
         rate = learning_rate(self.config.training, self.position.images_seen, self.images_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self._autocast():
-            terms = self.parallel(self._to_device(batch))
+        with _autocast(self.worker.device, self.bf16):
+            terms = self.parallel(_to_device(batch, self.worker.device))
         self.optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         self.optimizer.step()
         return ElboTerms(*(term.detach() for term in terms)), len(batch["images"])
 
-    def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        names = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
-        return {name: batch[name].to(self.worker.device, non_blocking=True) for name in names}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
-    @torch.inference_mode()
     def _validate(self) -> tuple[dict[str, float], Tensor]:
-        """Losses and latent statistics of the held-out particles, and their mean latent."""
-        zdim = self.model.zdim
         self.model.eval()
-        totals, moments = _Averages(self.worker.device), torch.zeros(3, zdim, device=self.worker.device)
-        for batch in self._held_out():
-            batch = self._to_device(batch)
-            with self._autocast():
-                totals.add(self.model(batch), len(batch["images"]))
-            z_mu, z_logvar = self.model.encode(batch)
-            moments += torch.stack([z_mu.sum(0), (z_mu**2).sum(0), kl_divergence(z_mu, z_logvar).sum(0)])
+        found = validate(self.model, self._held_out(), self.worker.device, bf16=self.bf16)
         self.model.train()
-        averages, count = totals.over_workers(), totals.count
-        if not count:
-            return {}, torch.zeros(zdim, device=self.worker.device)
-        _sum_over_workers(moments)
-        mean, square, kld = moments / count
-        metrics = {f"val/{name}": value for name, value in averages.items()}
-        if not zdim:
-            return metrics, mean
-        metrics["latent/active_dims"] = float((kld > _ACTIVE_NATS).sum())
-        metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
-        return metrics, mean
+        return found
 
     def _held_out(self) -> Iterator[Mapping[str, Tensor]]:
         chunks = self.order.val_chunks()[self.worker.rank :: self.worker.world_size]
@@ -219,6 +194,40 @@ class Trainer:
         if self.worker.rank == 0:
             keep = self.config.resources.keep_checkpoints
             save_checkpoint(self.run.checkpoints, self.position, self.model, self.optimizer, keep)
+
+
+@torch.inference_mode()
+def validate(
+    model: Model, batches: Batches, device: torch.device, *, bf16: bool = False
+) -> tuple[dict[str, float], Float[Tensor, " Z"]]:
+    """Losses and latent statistics of particles that are held out, and their mean latent; all workers must call it."""
+    totals, moments = _Averages(device), torch.zeros(3, model.zdim, device=device)
+    for batch in batches:
+        batch = _to_device(batch, device)
+        with _autocast(device, bf16):
+            totals.add(model(batch), len(batch["images"]))
+        z_mu, z_logvar = model.encode(batch)
+        moments += torch.stack([z_mu.sum(0), (z_mu**2).sum(0), kl_divergence(z_mu, z_logvar).sum(0)])
+    averages, count = totals.over_workers(), totals.count
+    if not count:
+        return {}, moments[0]
+    _sum_over_workers(moments)
+    mean, square, kld = moments / count
+    metrics = {f"val/{name}": value for name, value in averages.items()}
+    if not model.zdim:
+        return metrics, mean
+    metrics["latent/active_dims"] = float((kld > _ACTIVE_NATS).sum())
+    metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
+    return metrics, mean
+
+
+def _to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    names = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
+    return {name: batch[name].to(device, non_blocking=True) for name in names}
+
+
+def _autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 class _Averages:
@@ -269,7 +278,7 @@ class _Window:
             return
         averages = self.averages.here()
         seen, rate = trainer.position.images_seen, self.images / elapsed
-        left = trainer.config.training.num_epochs * trainer.images_per_epoch - seen
+        left = trainer.config.num_epochs * trainer.images_per_epoch - seen
         metrics = {f"train/{name}": value for name, value in averages.items()}
         metrics |= {
             "epoch": seen / trainer.images_per_epoch,

@@ -16,6 +16,12 @@ from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
+_SHOWN = (
+    ("train_epoch/loss", "loss"),
+    ("train_epoch/recon_loss", "recon"),
+    ("train_epoch/kld", "kld"),
+    ("val/loss", "val loss"),
+)
 
 
 class Reporter(Protocol):
@@ -76,6 +82,8 @@ class LogReporter:
     def interval(self, step: int, metrics: Metrics) -> None:
         """Write a line of progress."""
         self._append({"kind": "interval", "step": step, **metrics})
+        if "train/loss" not in metrics:  # a linear fit says itself what it found
+            return
         epoch = int(metrics["epoch"]) + 1
         logger.info(
             "epoch %d/%d  %3.0f%%  %s images/s  recon %.4f  kld %.2f  loss %.4f  ETA %s",
@@ -93,15 +101,12 @@ class LogReporter:
         """Write the epoch's line."""
         del model, z
         self._append({"kind": "epoch", "step": step, **metrics})
-        validation = f"  val loss {metrics['val/loss']:.4f}" if "val/loss" in metrics else ""
+        losses = "".join(f"  {label} {metrics[name]:.4f}" for name, label in _SHOWN if name in metrics)
         logger.info(
-            "epoch %d/%d done  loss %.4f  recon %.4f  kld %.2f%s  %s",
+            "epoch %d/%d done%s  %s",
             metrics["epoch"],
             self.num_epochs,
-            metrics["train_epoch/loss"],
-            metrics["train_epoch/recon_loss"],
-            metrics["train_epoch/kld"],
-            validation,
+            losses,
             format_duration(metrics["perf/epoch_seconds"]),
         )
 

@@ -1,0 +1,252 @@
+"""Fit a linear subspace to the particles of a store: a search over few shells, then all shells once.
+
+The search holds the low-frequency coefficients of a subset in memory, in tasks that Ray keeps where they are.  Every
+choice (start, radius, number of components) is made by images that were not fitted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+
+from drgn_ray.config import RunConfig
+from drgn_ray.distributed.tasks import run_tasks
+from drgn_ray.models.em import Subspace
+from drgn_ray.models.linear import LinearSubspace
+from drgn_ray.particles.backproject import mean_squared_ctf
+from drgn_ray.particles.loader import stream_rows
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.progress import Progress
+from drgn_ray.training.checkpoint import Position, save_checkpoint
+from drgn_ray.training.loop import model_for, particle_order, validate
+from drgn_ray.training.report import Reporter
+from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.subspace import (
+    BATCH_SIZE,
+    Pass,
+    Sums,
+    accumulate,
+    added,
+    expect,
+    fitted,
+    log_likelihoods,
+    predictions,
+    prepare,
+)
+
+logger = logging.getLogger(__name__)
+RADII = (8, 12, 16, 24, 32)  # shells, one after the other while more of them tell more
+STARTS = 2
+START_ITERATIONS = 4  # of each start, before the better one goes on
+ITERATIONS = 4  # at each radius
+LEAST_TOLD = 0.01  # of what latents tell of an image: with less, more shells are not worth their cost
+CLEAR = 2.0  # standard errors by which latents must be better than one volume
+REFINEMENTS = 2  # with the images that were held out
+SPARE = 4  # components kept above those that were found at a smaller radius
+MOST_SEARCHED = 50_000  # images, which tell 20 components; all are used in the end
+IMAGES_A_PART = 4_000
+MOST_TASKS = 128
+
+Listen = Callable[[Mapping[str, float]], None]
+
+
+def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, reporter: Reporter) -> None:
+    """Fit the linear model of a run to its particles, and leave a checkpoint as after one epoch."""
+    start = time.monotonic()
+    order = particle_order(config, store)
+    chunks = order.train_chunks()
+    seen, workers = order.num_rows(chunks), config.resources.num_workers
+    position = Position(next_slice=order.slices_per_epoch, images_seen=seen)
+    reporter.begin(Position())
+    subspace, radius = fit_linear(
+        store,
+        chunks,
+        zdim=config.model.zdim,
+        seed=config.training.seed,
+        num_workers=workers if workers > 1 else 0,  # one would do here what this process can do
+        listen=lambda metrics: reporter.interval(0, metrics),
+    )
+    model = model_for(config, store)
+    assert isinstance(model, LinearSubspace)
+    model.found(subspace, radius)
+    model.eval()
+    metrics, z = validate(model, stream_rows(store, order.val_chunks(), BATCH_SIZE), torch.device("cpu"))
+    metrics |= {"epoch": 1, "perf/epoch_seconds": time.monotonic() - start}
+    position.history.append({"kind": "epoch", "step": seen, **metrics})
+    save_checkpoint(run.checkpoints, position, model, None, config.resources.keep_checkpoints)
+    reporter.epoch(seen, metrics, model, z)
+
+
+def fit_linear(
+    store: ParticleStore,
+    chunks: Int[np.ndarray, " chunks"],
+    *,
+    zdim: int,
+    seed: int = 0,
+    num_workers: int = 0,
+    listen: Listen = lambda metrics: None,
+) -> tuple[Subspace, int]:
+    """Find the subspace that some chunks of a store ask for.
+
+    Parameters
+    ----------
+    zdim
+        The most components it may have; held-out images choose.
+    seed
+        Of the latents that the search starts from.
+    num_workers
+        Tasks at a time; 0: this process.
+    listen
+        Hears what every stage found.
+
+    Returns
+    -------
+    The subspace, and the largest |k| from which latents are inferred.
+    """
+    from drgn_ray.distributed.cluster import connected
+
+    with connected() if num_workers else nullcontext():
+        subspace, radius = _Search(store, chunks, num_workers, listen).run(zdim, seed)
+        return _all_shells(store, chunks, subspace, radius, num_workers), radius
+
+
+class _Search:
+    def __init__(
+        self, store: ParticleStore, chunks: Int[np.ndarray, " chunks"], num_workers: int, listen: Listen
+    ) -> None:
+        self.store, self.num_workers, self.listen = store, num_workers, listen
+        self.mean_squared_ctf = mean_squared_ctf(store)
+        count = min(max(MOST_SEARCHED // store.chunk_size, 1), len(chunks))
+        subset = chunks[np.linspace(0, len(chunks) - 1, count).astype(int)]
+        self.groups = np.array_split(subset, max(count * store.chunk_size // IMAGES_A_PART, 1))
+        half = store.info.box_size // 2
+        self.radii = [radius for radius in RADII if radius < half] + [half] * (half <= RADII[-1])
+
+    def run(self, zdim: int, seed: int) -> tuple[Subspace, int]:
+        """Search from several starts, over more and more shells; held-out images choose among them."""
+        radius, *larger = self.radii
+        self._prepare(larger[0] if larger else radius)
+        starts = [self._start(zdim, radius, seed * STARTS + start) for start in range(STARTS)]
+        subspace = max(starts, key=lambda start: self._likelihoods(start, radius).mean(axis=0).max())
+        subspace = self._iterate(subspace, radius, radius, ITERATIONS)
+        chosen = self._choose(subspace, radius)
+        for next_radius in larger:
+            if chosen == 0:
+                break
+            self._prepare(next_radius)
+            few = subspace.leading(min(chosen + SPARE, subspace.num_components))
+            candidate = self._iterate(few, radius, next_radius, ITERATIONS)
+            if not self._tells_more(candidate, radius, next_radius):
+                break
+            subspace, radius = candidate, next_radius
+            chosen = self._choose(subspace, radius)
+        subspace = subspace.leading(chosen)
+        for _ in range(REFINEMENTS):
+            subspace = self._step(Pass(subspace, chosen, radius, radius, self.mean_squared_ctf, everything=True))
+        logger.info(
+            "%s; latents are inferred from shells 1 to %d (%.3g Å)",
+            f"{chosen} components" if chosen else "no heterogeneity found: held-out images prefer one volume for all",
+            radius,
+            self.store.info.box_size * self.store.info.apix / radius,
+        )
+        if chosen == zdim:
+            logger.info("all %d components earn their place; a larger --zdim may find more", zdim)
+        return subspace, radius
+
+    def _prepare(self, radius: int) -> None:
+        """Put the coefficients up to a radius into memory, if they are not there."""
+        if getattr(self, "prepared_radius", 0) >= radius:
+            return
+        self.prepared_radius = radius
+        groups = enumerate(self.groups)
+        tasks = [partial(prepare, self.store.absolute_path, g.tolist(), radius, number) for number, g in groups]
+        self.parts = list(run_tasks(tasks, num_workers=self.num_workers, on_gpu=True, keep=True))
+
+    def _start(self, zdim: int, radius: int, seed: int) -> Subspace:
+        subspace = self._step(Pass(None, zdim, 0, radius, self.mean_squared_ctf, seed=seed))
+        return self._iterate(subspace, radius, radius, START_ITERATIONS - 1)
+
+    def _iterate(self, subspace: Subspace, radius: int, next_radius: int, count: int) -> Subspace:
+        for _ in range(count):
+            work = Pass(subspace, subspace.num_components, radius, next_radius, self.mean_squared_ctf)
+            subspace, radius = self._step(work), next_radius
+        return subspace
+
+    def _step(self, work: Pass) -> Subspace:
+        tasks = [partial(expect, part, work, self.store.info.box_size) for part in self.parts]
+        return fitted(added(run_tasks(tasks, num_workers=self.num_workers, on_gpu=True)), self.mean_squared_ctf)
+
+    def _judge(self, judge: Callable[..., Float64[np.ndarray, "n _"]], *settings: object) -> Float64[np.ndarray, "n _"]:
+        tasks = [partial(judge, part, *settings) for part in self.parts]
+        return np.concatenate(list(run_tasks(tasks, num_workers=self.num_workers, on_gpu=True)))
+
+    def _likelihoods(self, subspace: Subspace, radius: int) -> Float64[np.ndarray, "n C"]:
+        return self._judge(log_likelihoods, subspace, radius)
+
+    def _choose(self, subspace: Subspace, radius: int) -> int:
+        """Components with the best held-out likelihood; none, if that is not clearly better than one volume."""
+        gains = self._likelihoods(subspace, radius)
+        gains -= gains[:, :1]
+        chosen = int(gains.mean(axis=0).argmax())
+        gain, error = _mean(gains[:, chosen])
+        if gain < CLEAR * error:
+            chosen, gain, error = 0, 0.0, 0.0
+        logger.info(
+            "radius %d: %d of %d components, held-out gain %.2f ± %.2f nats an image over one volume",
+            radius,
+            chosen,
+            subspace.num_components,
+            gain,
+            error,
+        )
+        self.listen({"em/radius": radius, "em/num_components": chosen, "em/held_out_gain": gain})
+        return chosen
+
+    def _tells_more(self, subspace: Subspace, radius: int, next_radius: int) -> bool:
+        """Whether shells up to the next radius tell more of the latents than they add noise."""
+        score = self._judge(predictions, subspace, (0, radius, next_radius))
+        gain, error = _mean(score[:, 2] - score[:, 1])
+        told, _ = _mean(score[:, 1] - score[:, 0])
+        more = gain > max(error, LEAST_TOLD * told)
+        logger.info(
+            "shells %d to %d tell %s of the latents (held-out halves of images: better by %.3f ± %.3f nats of %.2f)",
+            radius + 1,
+            next_radius,
+            "more" if more else "too little",
+            gain,
+            error,
+            told,
+        )
+        return more
+
+
+def _mean(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
+
+
+def _all_shells(
+    store: ParticleStore, chunks: Int[np.ndarray, " chunks"], subspace: Subspace, radius: int, num_workers: int
+) -> Subspace:
+    """Fit the volumes to all shells of all images, with the latents that the search's volumes tell."""
+    of_ctf = mean_squared_ctf(store)
+    work = Pass(subspace, subspace.num_components, radius, store.info.box_size // 2, of_ctf, everything=True)
+    count = min(max(len(chunks) * store.chunk_size // IMAGES_A_PART, 1), MOST_TASKS)
+    tasks = [partial(accumulate, store.absolute_path, group.tolist(), work) for group in np.array_split(chunks, count)]
+    num_images = sum(len(range(*store.chunk_rows(chunk).indices(len(store)))) for chunk in chunks.tolist())
+    with Progress("all shells", num_images, "images") as progress:
+
+        def seen(parts: Iterator[Sums]) -> Iterator[Sums]:
+            for part in parts:
+                progress.update(part.num_images)
+                yield part
+
+        total = added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True)))
+    return fitted(total, of_ctf, least_power=0.0)

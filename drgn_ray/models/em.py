@@ -1,0 +1,238 @@
+"""Expectation and maximisation for a linear subspace of volumes: probabilistic PCA seen through projections.
+
+``V(k; z) = V_0(k) + sum_m z_m U_m(k)`` with z ~ N(0, 1) in each dimension, seen with a contrast a ~ N(1,
+contrast_variance) that multiplies the image.  ``a V_0 + sum_m (a z_m) U_m`` is linear in c = (a, a z_1, ..., a z_M), so
+contrast and latent have one Gaussian posterior.
+
+Tipping and Bishop 1999 (probabilistic PCA and its EM); Tagare et al. 2015 (projections of a linear subspace); MacKay
+1992 (prior powers from the evidence).
+
+Shape letters: B images, P half-disc points, C = M + 1 volumes, Q = C (C + 1) / 2 pairs of them, R shells 0 to R - 1,
+D box, S and H sides of the half-space lattice (`drgn_ray.physics.gridding`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor
+
+from drgn_ray.physics.fourier import in_solvent
+from drgn_ray.physics.gridding import interpolate
+from drgn_ray.physics.observation import Observation
+from drgn_ray.physics.volume_lattice import envelope, lattice_of, lattice_shells, volumes_of
+
+LEAST_POWER = 0.1  # of the consensus's in the shell: a component with less is not given up before it is found
+LEAST_WEIGHT = 1e-3  # of a shell's mean: voxels with less say nothing about the shell's power
+POWER_ROUNDS = 6
+# A lattice point gets a share s of each image's noise, so its weight grows as the sum of s, but the variance of its
+# noise as the sum of s²: by this less, the mean of s² over the mean of s for points anywhere between lattice points.
+NOISE_SHARE = (2 / 3) ** 3
+CONTRAST_VARIANCES = (1e-4, 1.0)
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Volumes and how images see them.
+
+    Attributes
+    ----------
+    volumes
+        V_0, U_1, ..., U_M (z, y, x), the U_m orthogonal and in order of their power.
+    noise
+        Mean |noise|² of a coefficient at the shells.
+    contrast_variance
+        Of the contrast around 1.
+    """
+
+    volumes: Float[Tensor, "C D D D"]
+    noise: Float[Tensor, " R"]
+    contrast_variance: float
+
+    @property
+    def num_components(self) -> int:
+        """M."""
+        return len(self.volumes) - 1
+
+    def leading(self, num_components: int) -> Subspace:
+        """Keep V_0 and the first components."""
+        return Subspace(self.volumes[: num_components + 1], self.noise, self.contrast_variance)
+
+
+class Evidence(NamedTuple):
+    """What images say of their c: ``-log p(image | c) = (energy - 2 inner·c + c·gram c) / 2`` and a constant."""
+
+    gram: Float[Tensor, "B C C"]
+    inner: Float[Tensor, "B C"]
+    energy: Float[Tensor, " B"]
+
+    def leading(self, num_volumes: int) -> Evidence:
+        """Of the first volumes alone."""
+        return Evidence(self.gram[:, :num_volumes, :num_volumes], self.inner[:, :num_volumes], self.energy)
+
+    def log_likelihood(self, c: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+        """Of the images, given their c."""
+        squared = (c * (self.gram @ c[..., None])[..., 0]).sum(dim=-1)
+        return -(self.energy - 2 * (self.inner * c).sum(dim=-1) + squared) / 2
+
+
+class Posterior(NamedTuple):
+    """Of c; and the log-likelihood of the images with c integrated out, up to what the noise alone makes of it."""
+
+    mean: Float[Tensor, "B C"]
+    covariance: Float[Tensor, "B C C"]
+    log_likelihood: Float[Tensor, " B"]
+
+
+def shells_of(k: Int[Tensor, "P 2"]) -> Int[Tensor, " P"]:
+    """Shell round(|k|) of points."""
+    return torch.linalg.vector_norm(k.double(), dim=-1).round().to(torch.int64)
+
+
+def posterior(images: Evidence, contrast_variance: float) -> Posterior:
+    """Combine what images say with the prior of contrast and latent."""
+    num_volumes = images.inner.shape[1]
+    prior = torch.ones(num_volumes, dtype=images.gram.dtype, device=images.gram.device)
+    prior[0] = 1 / contrast_variance
+    expected = torch.zeros_like(prior)
+    expected[0] = 1.0
+    factor = torch.linalg.cholesky(images.gram + torch.diag(prior))
+    covariance = torch.cholesky_inverse(factor)
+    right = images.inner + prior * expected
+    mean = torch.einsum("bij,bj->bi", covariance, right)
+    log_determinant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(dim=-1) - prior.log().sum()
+    misfit = images.energy + prior[0] - (right * mean).sum(dim=-1)
+    return Posterior(mean, covariance, -(misfit + log_determinant) / 2)
+
+
+class Viewer:
+    """A subspace as images see it at some points.
+
+    Parameters
+    ----------
+    subspace, k
+        The subspace and the points.
+    """
+
+    def __init__(self, subspace: Subspace, k: Int[Tensor, "P 2"]) -> None:
+        self.k, self.contrast_variance = k, subspace.contrast_variance
+        self.noise = subspace.noise.to(k.device, torch.float32)[shells_of(k)]
+        self.lattice = lattice_of(subspace.volumes.to(k.device)).contiguous()
+
+    def slices(self, seen: Observation) -> Complex[Tensor, "B P C"]:
+        """Slices of every volume with the images' CTFs."""
+        return interpolate(self.lattice, self.k, seen.rotation) * seen.ctf[..., None]
+
+    def evidence(
+        self, slices: Complex[Tensor, "B P C"], seen: Observation, points: Bool[Tensor, " P"] | None = None
+    ) -> Evidence:
+        """Compare images with `slices`, at all points or at some."""
+        scale = (2 / self.noise).sqrt()
+        if points is not None:
+            scale = scale * points
+        of_volumes = torch.view_as_real(slices * scale[:, None]).permute(0, 2, 1, 3).flatten(2)
+        of_image = torch.view_as_real(seen.coefficients * scale).flatten(1)
+        inner = (of_volumes @ of_image[..., None])[..., 0]
+        return Evidence(of_volumes @ of_volumes.mT, inner, (of_image**2).sum(dim=-1))
+
+    def posterior(self, seen: Observation) -> Posterior:
+        """Infer contrast and latent of images."""
+        return posterior(self.evidence(self.slices(seen), seen), self.contrast_variance)
+
+
+def residual_power(
+    slices: Complex[Tensor, "B P C"], coefficients: Complex[Tensor, "B P"], found: Posterior
+) -> Float[Tensor, " P"]:
+    """Sum over images of the expected |coefficient - a V(z)|² at each point."""
+    predicted = torch.einsum("bpc,bc->bp", slices, found.mean.to(slices.dtype))
+    spread = (slices.conj() * (slices @ found.covariance.to(slices.dtype))).sum(dim=-1).real
+    return ((coefficients - predicted).abs() ** 2 + spread).sum(dim=0)
+
+
+def pairs(matrices: Float[Tensor, "B C C"]) -> Float[Tensor, "B Q"]:
+    """Upper triangles, row by row."""
+    row, column = torch.triu_indices(*matrices.shape[-2:])
+    return matrices[..., row, column]
+
+
+def matrices(pairs_of: Float[Tensor, "B Q"], num_volumes: int) -> Float[Tensor, "B C C"]:
+    """Undo `pairs`."""
+    row, column = torch.triu_indices(num_volumes, num_volumes)
+    full = pairs_of.new_empty(*pairs_of.shape[:-1], num_volumes, num_volumes)
+    full[..., row, column] = pairs_of
+    full[..., column, row] = pairs_of
+    return full
+
+
+def maximise(
+    sums: Float[Tensor, "S S H K"], per_noise: Float[Tensor, " R"], num_volumes: int, least_power: float = LEAST_POWER
+) -> Float[Tensor, "C D D D"]:
+    """Find the volumes that explain the sums of `gridding.insert_moments` best, under a Gaussian prior of each shell.
+
+    Parameters
+    ----------
+    sums
+        With the mirror image of their plane k_x = 0.
+    per_noise
+        What to multiply the sums by at shells 0 to R - 1, so that they are in units of the noise; shells beyond are
+        left out.
+    least_power
+        Of the components, as a share of the consensus's in the same shell.
+    """
+    shells, num_shells = lattice_shells(sums), len(per_noise)
+    where = torch.nonzero((shells > 0) & (shells < num_shells), as_tuple=True)
+    shell = shells[where]
+    rows = sums[where].double() * (per_noise.double() / NOISE_SHARE)[shell, None]
+    data = torch.stack([rows[:, :num_volumes], rows[:, num_volumes : 2 * num_volumes]], dim=-1)
+    weight = matrices(rows[:, 2 * num_volumes :], num_volumes)
+    times = torch.where(where[2] > 0, 2.0, 1.0)  # points with k_x > 0 stand for their mirror images too
+    mean_weight = _over_shells(weight[:, 0, 0] * times, shell, num_shells) / _over_shells(times, shell, num_shells)
+    counted = times * (weight[:, 0, 0] > LEAST_WEIGHT * mean_weight[shell])
+    prior = 1e-6 * weight.diagonal(dim1=1, dim2=2).mean(dim=0).expand(num_shells, -1)
+    for _ in range(POWER_ROUNDS):
+        inverse = torch.linalg.inv(weight + torch.diag_embed(prior[shell]))
+        values = inverse @ data
+        told = 1 - inverse.diagonal(dim1=1, dim2=2) * prior[shell]  # by the data, the rest by the prior
+        squares = _over_shells((values**2).sum(-1) * counted[:, None], shell, num_shells)
+        power = squares / _over_shells(told * counted[:, None], shell, num_shells).clamp_min(1e-9)
+        power[:, 1:] = torch.maximum(power[:, 1:], least_power * power[:, :1])
+        prior = 1 / power.clamp_min(1e-30)
+    lattice = torch.zeros(*shells.shape, num_volumes, 2, device=sums.device)
+    lattice[where] = values.float()
+    volumes = volumes_of(torch.view_as_complex(lattice))
+    size = volumes.shape[-1]
+    # The envelope is that of the sums, and once more the one that `volumes_of` multiplies by.
+    return in_solvent(volumes / envelope(size, volumes.device) ** 2)
+
+
+def _over_shells(values: Float[Tensor, "N *C"], shell: Int[Tensor, " N"], num_shells: int) -> Float[Tensor, "R *C"]:
+    return values.new_zeros(num_shells, *values.shape[1:]).index_add_(0, shell, values)
+
+
+def whiten(
+    volumes: Float[Tensor, "C D D D"], first: Float[Tensor, " C"], second: Float[Tensor, "C C"]
+) -> tuple[Float[Tensor, "C D D D"], float]:
+    """Describe the same images by contrasts of mean 1 and latents of mean 0 and covariance 1, along orthogonal volumes.
+
+    Parameters
+    ----------
+    first, second
+        Mean of c and of its products over the images, as the volumes were fitted to.
+
+    Returns
+    -------
+    The volumes, and the variance of the contrast.
+    """
+    contrast, of_both = second[0, 0], second[0, 1:] / second[0, 0]  # a z is of_both * a and what is left
+    spread = second[1:, 1:] - contrast * torch.outer(of_both, of_both)
+    consensus = volumes[0] + torch.tensordot(of_both.to(volumes), volumes[1:], dims=1)
+    factor = torch.linalg.cholesky(spread).to(volumes)
+    components = torch.tensordot(factor.T, volumes[1:], dims=1)
+    flat = components.flatten(1).double()
+    _, axes = torch.linalg.eigh(flat @ flat.T)
+    components = torch.tensordot(axes.flip(1).T.to(volumes), components, dims=1)
+    variance = float((contrast / first[0] ** 2 - 1).clamp(*CONTRAST_VARIANCES))
+    return torch.cat([(consensus * first[0])[None], components]), variance

@@ -1,0 +1,102 @@
+"""A linear subspace of volumes as a model: every particle's latent is a posterior mean, and no network is needed.
+
+Shape letters: B images, P half-disc points, D box, R shells, M components (zdim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss
+from drgn_ray.models.em import Subspace, Viewer
+from drgn_ray.models.model import Model
+from drgn_ray.physics.observation import Observer
+
+_FOUND = ("volumes", "noise", "contrast_variance", "radius")
+
+
+class LinearSubspace(Model):
+    """``V(z) = V_0 + sum_m z_m U_m``, fitted by EM (`drgn_ray.models.em`, `drgn_ray.distributed.linear`).
+
+    Parameters
+    ----------
+    observe
+        Makes the observer for |k| up to `radius`; None: D/2.
+
+    Attributes
+    ----------
+    volumes, noise, contrast_variance
+        See `Subspace`.
+    radius
+        Largest |k| from which latents are inferred.
+    """
+
+    volumes: Float[Tensor, "C D D D"]
+    noise: Float[Tensor, " R"]
+    contrast_variance: Float[Tensor, ""]
+    radius: Int[Tensor, ""]
+
+    def __init__(self, *, observe: Callable[..., Observer]) -> None:
+        super().__init__(observer=observe(radius=None))
+        size = self.observer.box_size
+        self.observe = observe
+        self._hold(torch.zeros(1, size, size, size), torch.ones(size // 2 + 1), torch.tensor(0.0), torch.tensor(1))
+
+    def found(self, subspace: Subspace, radius: int) -> None:
+        """Take what a fit found."""
+        variance = torch.tensor(subspace.contrast_variance)
+        self._hold(subspace.volumes.float().cpu(), subspace.noise.float().cpu(), variance, torch.tensor(radius))
+
+    @property
+    def zdim(self) -> int:
+        """M, which may be 0."""
+        return len(self.volumes) - 1
+
+    @property
+    def subspace(self) -> Subspace:
+        """What was found."""
+        return Subspace(self.volumes, self.noise, float(self.contrast_variance))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
+        """Loss of a batch at the posterior means, all shells included."""
+        seen = self.observer(batch)
+        z_mu, z_logvar = self.encode(batch)
+        c = torch.cat([z_mu.new_ones(len(z_mu), 1), z_mu], dim=1)
+        predicted = torch.einsum(
+            "bpc,bc->bp", Viewer(self.subspace, self.observer.k).slices(seen), c.to(torch.complex64)
+        )
+        recon_loss = reconstruction_loss(
+            (predicted.real, predicted.imag), (seen.coefficients.real, seen.coefficients.imag)
+        )
+        return elbo_terms(recon_loss, z_mu, z_logvar, 1.0, self.observer.num_points)
+
+    def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Return (z_mu, z_logvar) of a batch."""
+        found = self._inference[1].posterior(self._inference[0](batch))
+        return found.mean[:, 1:], found.covariance.diagonal(dim1=1, dim2=2)[:, 1:].log()
+
+    def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+        """See `Model.decode_volume`."""
+        return self.volumes[0] + torch.tensordot(z.to(self.volumes), self.volumes[1:], dims=1)
+
+    def _hold(self, *found: Tensor) -> None:
+        for name, value in zip(_FOUND, found, strict=True):
+            self.register_buffer(name, value)
+        self._made: tuple[Observer, Viewer] | None = None
+
+    @property
+    def _inference(self) -> tuple[Observer, Viewer]:
+        """Observer and viewer of the shells that tell the latent, on the device of the volumes."""
+        if self._made is None or self._made[1].k.device != self.volumes.device:
+            observer = self.observe(radius=int(self.radius)).to(self.volumes.device)
+            self._made = observer, Viewer(self.subspace, observer.k)
+        return self._made
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        self._hold(*(torch.empty_like(state_dict[prefix + name]) for name in _FOUND))  # of as many components
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,101 @@
+"""A linear subspace is fitted to particles, finds what is there, and finds nothing where nothing is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from scipy.cluster.vq import kmeans2
+
+from benchmarks.simulated_sets import write_set
+from conversions.driver import Options, convert
+from conversions.inputs import read_particles
+from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig
+from drgn_ray.distributed.embed import embed
+from drgn_ray.distributed.linear import fit_linear
+from drgn_ray.distributed.trainer import train
+from drgn_ray.models.em import Subspace
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.training.embed import trained_model, trained_zdim
+from drgn_ray.training.report import LogReporter
+from drgn_ray.training.run_directory import RunDirectory
+
+COUNT, BOX = 1500, 32
+
+
+def store_of(folder: Path, name: str) -> ParticleStore:
+    star = write_set(folder / name, name, COUNT)
+    path = str(folder / f"{name}.zarr")
+    return convert(read_particles(str(star)), Options(path, BOX, "float16", None, None, 0, "drgn-ray convert"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sets")
+
+
+@pytest.fixture(scope="module")
+def composition(folder: Path) -> ParticleStore:
+    return store_of(folder, "composition")
+
+
+def chunks(store: ParticleStore) -> np.ndarray:
+    return np.arange(store.num_chunks)
+
+
+def span(subspace: Subspace) -> torch.Tensor:
+    """Orthonormal axes of the space of the components, (voxels, M)."""
+    return torch.linalg.qr(subspace.volumes[1:].flatten(1).T.double()).Q
+
+
+def test_latents_tell_the_states_of_a_composition(composition: ParticleStore, folder: Path) -> None:
+    config = RunConfig(
+        particles=composition.path,
+        model=ModelConfig(model="linear"),
+        data=DataConfig(val_fraction=0.1),
+        resources=ResourcesConfig(num_workers=0),
+    )
+    run = RunDirectory(folder / "run")
+    run.begin(config)
+    train(config, run, lambda: LogReporter(run, 1))
+    zdim = trained_zdim(run, config, composition)
+    assert 2 <= zdim <= 6, "five subunits come and go"
+    latents = embed(run, composition, num_workers=0)
+    truth = np.load(folder / "composition" / "labels.npy")
+    assert latents.z.shape == (COUNT, zdim)
+    centres, label = kmeans2(latents.z, 8, minit="++", rng=0)
+    del centres
+    most_common = sum(np.bincount(truth[label == cluster]).max() for cluster in np.unique(label))
+    assert most_common / COUNT > 0.7, "one state alone is 25%"
+    model = trained_model(run, config, composition, torch.device("cpu"))
+    z = torch.from_numpy(latents.z[:2]).float()
+    difference = model.decode_volume(z[0]) - model.decode_volume(z[1])
+    assert torch.allclose(difference, torch.tensordot(z[0] - z[1], model.volumes[1:], dims=1), atol=1e-5)
+
+
+def test_one_volume_is_all_that_is_found_of_a_homogeneous_set(folder: Path) -> None:
+    store = store_of(folder, "homogeneous")
+    subspace, _ = fit_linear(store, chunks(store), zdim=4)
+    assert subspace.num_components == 0
+    assert subspace.volumes.shape == (1, BOX, BOX, BOX)
+
+
+def test_two_workers_find_the_subspace_that_one_process_finds(
+    composition: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drgn_ray.distributed.linear.IMAGES_A_PART", 400)
+    here, radius = fit_linear(composition, chunks(composition), zdim=4)
+    with ray.init(address="local", num_cpus=2, include_dashboard=False):
+        there, its_radius = fit_linear(composition, chunks(composition), zdim=4, num_workers=2)
+    assert (radius, here.num_components) == (its_radius, there.num_components)
+    cosines = torch.linalg.svdvals(span(here).T @ span(there))
+    assert cosines.min() > 0.999
+    assert torch.allclose(here.volumes[0], there.volumes[0], atol=1e-3 * here.volumes[0].abs().max().item())
+
+
+def test_more_components_than_asked_for_are_never_kept(composition: ParticleStore) -> None:
+    subspace, _ = fit_linear(composition, chunks(composition), zdim=1)
+    assert subspace.num_components == 1
