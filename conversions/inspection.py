@@ -346,13 +346,17 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
     held = "" if store is None else f": {len(store):,} particles, {store.info.box_size} px of {store.info.apix:.4g} Å"
     yield Line("kind", "run directory")
     yield Line("store", config.particles + held)
-    parts = {
-        "vae": f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}",
-        "homogeneous": "homogeneous",
+    models = {
+        "vae": f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}, ",
+        "homogeneous": "homogeneous, ",
         "linear": f"linear, zdim at most {model.zdim}",
     }
-    decoder = f", decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding"
-    yield Line("model", parts[model.model] + decoder * (model.model != "linear"))
+    decoders = {
+        "coordinate": f"decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",
+        "residual": f"consensus and decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",
+        "basis": f"basis of {model.num_basis} volumes",
+    }
+    yield Line("model", models[model.model] + decoders[model.decoder] * (model.model != "linear"))
 
 
 def _losses(position: Position) -> dict[str, float]:

@@ -41,15 +41,32 @@ class DataConfig(Settings):
 
 
 _OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta")
-_OF_DECODERS = ("decoder", "dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma", "window")
+_OF_COORDINATES = ("dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma")
+_OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window")
 _OF_STEPS = ("num_epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "weight_decay", "precision")
-_HAS_NOT = {"vae": (), "homogeneous": ("zdim", *_OF_ENCODERS), "linear": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS)}
+_MODEL_HAS_NOT = {
+    "vae": (),
+    "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS),
+    "linear": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
+}
+_DECODER_HAS_NOT = {
+    "coordinate": ("dec_radius", "num_basis"),
+    "residual": ("num_basis",),
+    "basis": (*_OF_COORDINATES, "dec_radius"),
+}
 
 
-def _refuse_others(section: Settings, model: str) -> None:
-    for name, field in type(section).model_fields.items():
-        if name in _HAS_NOT[model] and getattr(section, name) != field.default:
-            raise ValueError(f"a {model} model has no {name}; leave it out")
+def _has_not(model: ModelConfig) -> dict[str, str]:
+    """Name the settings that the chosen kinds are without, and which kind it is."""
+    of_decoder = dict.fromkeys(_DECODER_HAS_NOT[model.decoder], f"{model.decoder} decoder")
+    return of_decoder | dict.fromkeys(_MODEL_HAS_NOT[model.model], f"{model.model} model")
+
+
+def _refuse_others(section: Settings, model: ModelConfig) -> None:
+    for name, kind in _has_not(model).items():
+        field = type(section).model_fields.get(name)
+        if field is not None and getattr(section, name) != field.default:
+            raise ValueError(f"a {kind} has no {name}; leave it out")
 
 
 class ModelConfig(Settings):
@@ -66,12 +83,17 @@ class ModelConfig(Settings):
     """Width of the encoder."""
     enc_layers: NonNegativeInt = 3
     """Residual layers of the encoder."""
-    decoder: Literal["coordinate"] = "coordinate"
-    """Kind of decoder."""
+    decoder: Literal["coordinate", "residual", "basis"] = "coordinate"
+    """coordinate: a network from frequency and latent to the volume's coefficient (cryoDRGN's); residual: a fixed
+    consensus and such a network for the difference; basis: learned volumes, and a small network that combines them."""
     dec_dim: PositiveInt = 1024
-    """Width of the decoder."""
+    """Width of the decoder's network."""
     dec_layers: NonNegativeInt = 3
-    """Residual layers of the decoder."""
+    """Residual layers of the decoder's network."""
+    dec_radius: PositiveInt | None = None
+    """Shell up to which a residual decoder changes the consensus; None: a quarter of the box size."""
+    num_basis: PositiveInt = 8
+    """Volumes that a basis decoder combines beside their mean."""
     pe_type: Literal["gaussian", "geom_ft", "geom_full", "geom_lowf", "geom_nohighf"] = "gaussian"
     """Positional encoding."""
     pe_dim: Annotated[int, Field(ge=2)] | None = None
@@ -85,7 +107,13 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _only_what_it_has(self) -> ModelConfig:
-        _refuse_others(self, self.model)
+        _refuse_others(self, self)
+        return self
+
+    @model_validator(mode="after")
+    def _as_many_volumes_as_dimensions(self) -> ModelConfig:
+        if (self.model, self.decoder) == ("vae", "basis") and self.num_basis < self.zdim:
+            raise ValueError(f"num_basis {self.num_basis} is less than zdim {self.zdim}; pass at least as many")
         return self
 
 
@@ -135,7 +163,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _only_what_its_model_has(self) -> RunConfig:
-        _refuse_others(self.training, self.model.model)
+        _refuse_others(self.training, self.model)
         return self
 
     @property
@@ -148,7 +176,7 @@ class RunConfig(Settings):
         sections = self.model_dump()
         particles = sections.pop("particles")
         flat = {name: value for section in sections.values() for name, value in section.items()}
-        has_not = _HAS_NOT[self.model.model]
+        has_not = _has_not(self.model)
         return {"particles": particles} | {name: value for name, value in flat.items() if name not in has_not}
 
 
@@ -187,7 +215,8 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """
     before, after = old.flat(), new.flat()
     free = {"num_epochs", *ResourcesConfig.model_fields}
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name] and name not in free}
+    both = [name for name in before if name in after and name not in free]
+    return {name: (before[name], after[name]) for name in both if before[name] != after[name]}
 
 
 def _one_line(error: Exception) -> str:

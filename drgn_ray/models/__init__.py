@@ -6,15 +6,21 @@ from collections.abc import Callable
 from functools import partial
 
 from drgn_ray.config import ModelConfig
-from drgn_ray.models.decoder import CoordinateDecoder
+from drgn_ray.models.basis import BasisDecoder
+from drgn_ray.models.decoder import CoordinateDecoder, Decoder
 from drgn_ray.models.homogeneous import Homogeneous
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
+from drgn_ray.models.residual import ResidualDecoder
 from drgn_ray.models.vae import VAE, ResidualEncoder
 from drgn_ray.physics.observation import Observer
 
 Observe = Callable[..., Observer]
-DECODERS = {"coordinate": CoordinateDecoder}
+DECODERS: dict[str, type[Decoder]] = {
+    "coordinate": CoordinateDecoder,
+    "residual": ResidualDecoder,
+    "basis": BasisDecoder,
+}
 ENCODERS = {"residual": ResidualEncoder}
 
 
@@ -37,32 +43,21 @@ def _vae(model: ModelConfig, observe: Observe) -> Model:
     encoder = ENCODERS[model.encoder](
         num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
     )
-    decoder = _decoder(model, observer, model.zdim)
+    decoder = DECODERS[model.decoder].of(model, box_size=observer.box_size, zdim=model.zdim)
     beta = 1 / model.zdim if model.beta is None else model.beta
     return VAE(observer=observer, encoder=encoder, decoder=decoder, zdim=model.zdim, beta=beta)
 
 
 def _homogeneous(model: ModelConfig, observe: Observe) -> Model:
     observer = observe(window=model.window)
-    return Homogeneous(observer=observer, decoder=_decoder(model, observer, 0))
+    decoder = DECODERS[model.decoder].of(model, box_size=observer.box_size, zdim=0)
+    return Homogeneous(observer=observer, decoder=decoder)
 
 
 def _linear(model: ModelConfig, observe: Observe) -> Model:
     del model  # its zdim is the most that a fit may find
     # A window would spread each coefficient's noise over its neighbours, which EM takes as independent.
     return LinearSubspace(observe=partial(observe, window=False))
-
-
-def _decoder(model: ModelConfig, observer: Observer, zdim: int) -> CoordinateDecoder:
-    return DECODERS[model.decoder](
-        box_size=observer.box_size,
-        zdim=zdim,
-        dec_dim=model.dec_dim,
-        dec_layers=model.dec_layers,
-        pe_type=model.pe_type,
-        pe_dim=model.pe_dim,
-        feat_sigma=model.feat_sigma,
-    )
 
 
 MODELS = {"vae": _vae, "homogeneous": _homogeneous, "linear": _linear}

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drgn_ray.config import ModelConfig
 from drgn_ray.models.encoding import encoding_frequencies
 from drgn_ray.models.mlp import ResidualMLP
 from drgn_ray.physics.fourier import volume_from_hartley
@@ -19,6 +20,11 @@ from drgn_ray.physics.lattice import HalfDisc
 
 class Decoder(nn.Module, ABC):
     """From a latent to the volume, in units of the data's standard deviation: its slices, and the whole of it."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, model: ModelConfig, *, box_size: int, zdim: int) -> Decoder:
+        """Make one as the settings say, for boxes of `box_size` px."""
 
     @abstractmethod
     def slices(
@@ -67,6 +73,19 @@ class CoordinateDecoder(Decoder):
         self.num_features = 2 * len(self.frequencies)
         self.mlp = ResidualMLP(self.num_features + zdim, dec_layers, dec_dim, out_features=2)
 
+    @classmethod
+    def of(cls, model: ModelConfig, *, box_size: int, zdim: int) -> CoordinateDecoder:
+        """See `Decoder.of`."""
+        return cls(
+            box_size=box_size,
+            zdim=zdim,
+            dec_dim=model.dec_dim,
+            dec_layers=model.dec_layers,
+            pe_type=model.pe_type,
+            pe_dim=model.pe_dim,
+            feat_sigma=model.feat_sigma,
+        )
+
     def slices(
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], points: HalfDisc
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
@@ -79,19 +98,21 @@ class CoordinateDecoder(Decoder):
         return self._evaluate(z, angle, sign)
 
     @torch.inference_mode()
-    def volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
+    def volume(self, z: Float[Tensor, " Z"], radius: int | None = None) -> Float[Tensor, "D D D"]:
         """See `Decoder.volume`.
 
-        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= D/2 and mirrors it.  In the plane
-        k_z = 0 the two halves meet, and the volume gets the mean of the value at k and the conjugate of that at -k.
+        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= radius (None: D/2) and mirrors it.  In
+        the plane k_z = 0 the two halves meet, and the volume gets the mean of the value at k and the conjugate of that
+        at -k.
         """
         size = self.box_size
         half, device = size // 2, z.device
+        radius = half if radius is None else min(radius, half)
         axis = torch.arange(-half, half, device=device)
         ky, kx = torch.meshgrid(axis, axis, indexing="ij")
         hartley = torch.zeros(size, size, size, device=device)
-        for kz in range(-half, 1):
-            inside = kx**2 + ky**2 + kz**2 <= half**2
+        for kz in range(-radius, 1):
+            inside = kx**2 + ky**2 + kz**2 <= radius**2
             k = torch.stack([kx[inside], ky[inside], torch.full_like(kx[inside], kz)], dim=-1)
             real, imag = (part[0] for part in self.points(z[None], k / size))
             here = tuple((k.flip(-1) + half).unbind(-1))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from drgn_ray.physics.fourier import in_solvent, volume_from_hartley
+from drgn_ray.physics.fourier import at_radii, in_solvent, volume_from_hartley
 from drgn_ray.physics.gridding import Kernel, complete_plane, empty_sums, insert, to_hartley_lattice
 from drgn_ray.physics.lattice import HalfDisc
 from drgn_ray.physics.volume_lattice import envelope, lattice_shells
@@ -94,9 +94,7 @@ def balance(radius: Float[Tensor, " P"], mean_squared_ctf: Float[Tensor, " R"] |
     if mean_squared_ctf is None:
         return radius
     rising = mean_squared_ctf.cummax(dim=0).values.clamp_min(LOWEST_MEAN)
-    below = radius.floor().to(torch.int64)
-    above = (below + 1).clamp_max(len(rising) - 1)
-    return radius / torch.lerp(rising[below], rising[above], radius - below)
+    return radius / at_radii(rising, radius)
 
 
 def unfiltered_volume(sums: Float[Tensor, "S S H 3"]) -> Float[Tensor, "D D D"]:

@@ -115,3 +115,30 @@ def fourier_resample(
 def volume_from_hartley(hartley_volume: Float[Tensor, "D D D"]) -> Float[Tensor, "D D D"]:
     """Real-space volume (z, y, x) from its centred 3-D Hartley transform."""
     return hartley(hartley_volume, num_dims=3) / hartley_volume.numel()
+
+
+def at_radii(values: Float[Tensor, " R"], radius: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Interpolate between values of the radii 0, 1, 2, ...; beyond the last it goes on."""
+    last = len(values) - 1
+    below = radius.to(torch.int64).clamp_max(last)
+    return torch.lerp(values[below], values[(below + 1).clamp_max(last)], radius - below)
+
+
+def shell_amplitudes(volume: Float[Tensor, "D D D"]) -> Float[Tensor, " R"]:
+    """Root mean square of the coefficients of the shells round(|k|) from 0 to D/2."""
+    power = torch.fft.rfftn(volume).abs().square().flatten()
+    shell = rfft_radius(volume).round().to(torch.int64).flatten()
+    return (torch.bincount(shell, power) / torch.bincount(shell)).sqrt()[: len(volume) // 2 + 1].to(volume)
+
+
+def multiply_spectrum(volumes: Float[Tensor, "C D D D"], factor: Float[Tensor, "D D h"]) -> Float[Tensor, "C D D D"]:
+    """Multiply the coefficients of volumes as ``rfftn`` holds them."""
+    return torch.fft.irfftn(torch.fft.rfftn(volumes, dim=(1, 2, 3)) * factor, s=volumes.shape[1:], dim=(1, 2, 3))
+
+
+def rfft_radius(volumes: Float[Tensor, "*C D D D"]) -> Float[Tensor, "D D h"]:
+    """|k| of the coefficients of volumes as ``rfftn`` holds them, cycles per box."""
+    size, device = volumes.shape[-1], volumes.device
+    axis = torch.fft.fftfreq(size, 1 / size, device=device)
+    half = torch.fft.rfftfreq(size, 1 / size, device=device)
+    return torch.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + half[None, None, :] ** 2)

@@ -40,6 +40,11 @@ class HalfDisc:
         return self.k.to(torch.float32) / self.box_size
 
     @property
+    def radius(self) -> Float[Tensor, " P"]:
+        """|k|, cycles per box."""
+        return torch.linalg.vector_norm(self.k.to(torch.float32), dim=-1)
+
+    @property
     def mirrored(self) -> Bool[Tensor, " P"]:
         """Points with kx < 0, which ``rfft2`` holds only as the conjugate of -k."""
         return self.k[:, 0] < 0
