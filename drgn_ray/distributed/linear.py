@@ -45,8 +45,9 @@ logger = logging.getLogger(__name__)
 RADII = (8, 12, 16, 24, 32)  # shells, one after the other while more of them tell more
 STARTS = 2
 START_ITERATIONS = 4  # of each start, before the better one goes on
-ITERATIONS = 4  # at each radius
-LEAST_TOLD = 0.01  # of what latents tell of an image: with less, more shells are not worth their cost
+ITERATIONS = 4  # then, and at each further radius,
+TRIAL_ITERATIONS = 2  # after those that decide whether the radius is worth it
+LEAST_TOLD = 0.005  # of what latents tell of an image: with less, more shells are not worth their cost
 CLEAR = 2.0  # standard errors by which latents must be better than one volume
 REFINEMENTS = 2  # with the images that were held out
 SPARE = 4  # components kept above those that were found at a smaller radius
@@ -142,10 +143,10 @@ class _Search:
                 break
             self._prepare(next_radius)
             few = subspace.leading(min(chosen + SPARE, subspace.num_components))
-            candidate = self._iterate(few, radius, next_radius, ITERATIONS)
+            candidate = self._iterate(few, radius, next_radius, TRIAL_ITERATIONS)
             if not self._tells_more(candidate, radius, next_radius):
                 break
-            subspace, radius = candidate, next_radius
+            subspace, radius = self._iterate(candidate, next_radius, next_radius, ITERATIONS), next_radius
             chosen = self._choose(subspace, radius)
         subspace = subspace.leading(chosen)
         for _ in range(REFINEMENTS):
@@ -191,11 +192,16 @@ class _Search:
         return self._judge(log_likelihoods, subspace, radius)
 
     def _choose(self, subspace: Subspace, radius: int) -> int:
-        """Components with the best held-out likelihood; none, if that is not clearly better than one volume."""
+        """Components with the best held-out likelihood, and those that may be as good, of which each is cheap to have.
+
+        None, if the best is not clearly better than one volume for all.
+        """
         gains = self._likelihoods(subspace, radius)
         gains -= gains[:, :1]
-        chosen = int(gains.mean(axis=0).argmax())
-        gain, error = _mean(gains[:, chosen])
+        best = int(gains.mean(axis=0).argmax())
+        behind = [_mean(gains[:, best] - column) for column in gains.T]
+        chosen = max(count for count, (mean, error) in enumerate(behind) if mean <= error)
+        gain, error = _mean(gains[:, best])
         if gain < CLEAR * error:
             chosen, gain, error = 0, 0.0, 0.0
         logger.info(

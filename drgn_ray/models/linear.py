@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss
-from drgn_ray.models.em import Subspace, Viewer
+from drgn_ray.models.em import Posterior, Subspace, Viewer
 from drgn_ray.models.model import Model
-from drgn_ray.physics.observation import Observer
+from drgn_ray.physics.observation import Observation, Observer
 
 _FOUND = ("volumes", "noise", "contrast_variance", "radius")
 
@@ -77,8 +77,14 @@ class LinearSubspace(Model):
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
-        found = self._inference[1].posterior(self._inference[0](batch))
-        return found.mean[:, 1:], found.covariance.diagonal(dim1=1, dim2=2)[:, 1:].log()
+        observer, viewer = self._inference
+        return _latent(viewer.posterior(observer(batch)))
+
+    def infer(self, seen: Observation) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Return (z_mu, z_logvar) of images that are seen at all points, without a window."""
+        within = torch.linalg.vector_norm(self.observer.k.float(), dim=1) <= self.radius
+        looked_at = Observation(seen.coefficients[:, within], seen.ctf[:, within], seen.rotation)
+        return _latent(self._inference[1].posterior(looked_at))
 
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
         """See `Model.decode_volume`."""
@@ -100,3 +106,7 @@ class LinearSubspace(Model):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         self._hold(*(torch.empty_like(state_dict[prefix + name]) for name in _FOUND))  # of as many components
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _latent(found: Posterior) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+    return found.mean[:, 1:], found.covariance.diagonal(dim1=1, dim2=2)[:, 1:].log()
