@@ -350,13 +350,14 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
         "vae": f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}, ",
         "homogeneous": "homogeneous, ",
         "linear": f"linear, zdim at most {model.zdim}",
+        "curved": f"curved, zdim at most {model.zdim}",
     }
     decoders = {
         "coordinate": f"decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",
         "residual": f"consensus and decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",
         "basis": f"basis of {model.num_basis} volumes",
     }
-    yield Line("model", models[model.model] + decoders[model.decoder] * (model.model != "linear"))
+    yield Line("model", models[model.model] + decoders[model.decoder] * (not model.is_fitted))
 
 
 def _losses(position: Position) -> dict[str, float]:

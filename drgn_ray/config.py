@@ -24,6 +24,8 @@ from pydantic import ValidationError as PydanticError
 
 from drgn_ray.errors import ConfigError
 
+PARTICLES_A_DIMENSION, MOST_DIMENSIONS = 500, 12  # of latent spaces that --preset auto looks for
+
 
 class Settings(BaseModel):
     """Base of all sections."""
@@ -40,26 +42,33 @@ class DataConfig(Settings):
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
 
 
-_OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta")
+_OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta", "init")
 _OF_COORDINATES = ("dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma")
 _OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window")
 _OF_STEPS = ("num_epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "weight_decay", "precision")
 _MODEL_HAS_NOT = {
     "vae": (),
-    "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS),
+    "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS[:-1]),
     "linear": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
+    "curved": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
 }
+_ENCODER_HAS_NOT = {"residual": (), "linear": ("enc_dim", "enc_layers", "window")}
 _DECODER_HAS_NOT = {
-    "coordinate": ("dec_radius", "num_basis"),
-    "residual": ("num_basis",),
+    "coordinate": ("dec_radius",),
+    "residual": (),
     "basis": (*_OF_COORDINATES, "dec_radius"),
 }
 
 
 def _has_not(model: ModelConfig) -> dict[str, str]:
     """Name the settings that the chosen kinds are without, and which kind it is."""
-    of_decoder = dict.fromkeys(_DECODER_HAS_NOT[model.decoder], f"{model.decoder} decoder")
-    return of_decoder | dict.fromkeys(_MODEL_HAS_NOT[model.model], f"{model.model} model")
+    unused = () if model.decoder == "basis" or model.start == "linear" else ("num_basis",)
+    return (
+        dict.fromkeys(unused, "model without a linear start")
+        | dict.fromkeys(_DECODER_HAS_NOT[model.decoder], f"{model.decoder} decoder")
+        | dict.fromkeys(_ENCODER_HAS_NOT[model.encoder], f"{model.encoder} encoder")
+        | dict.fromkeys(_MODEL_HAS_NOT[model.model], f"{model.model} model")
+    )
 
 
 def _refuse_others(section: Settings, model: ModelConfig) -> None:
@@ -72,13 +81,18 @@ def _refuse_others(section: Settings, model: ModelConfig) -> None:
 class ModelConfig(Settings):
     """The model."""
 
-    model: Literal["vae", "homogeneous", "linear"] = "vae"
+    model: Literal["vae", "homogeneous", "linear", "curved"] = "vae"
     """vae: every particle has its latent; homogeneous: one volume for all, the decoder alone (cryoDRGN's train_nn);
-    linear: a linear subspace of volumes, without a network and in seconds (principal components by EM)."""
-    zdim: PositiveInt = 8
+    linear: a linear subspace of volumes, without a network and in seconds (principal components by EM); curved: its
+    latents, and volumes that are polynomials of them."""
+    init: Literal["none", "backproject", "linear"] | None = None
+    """What volumes the decoder starts from: none, the consensus, or a linear subspace that is fitted first; None: what
+    the encoder and the decoder need."""
+    zdim: NonNegativeInt = 8
     """Dimension of the latent space; of a linear model the largest, of which held-out particles choose."""
-    encoder: Literal["residual"] = "residual"
-    """Kind of encoder."""
+    encoder: Literal["residual", "linear"] = "residual"
+    """residual: a network of the image (cryoDRGN's); linear: the posterior of the linear subspace that it starts from,
+    and a small network that bends it."""
     enc_dim: PositiveInt = 1024
     """Width of the encoder."""
     enc_layers: NonNegativeInt = 3
@@ -93,7 +107,7 @@ class ModelConfig(Settings):
     dec_radius: PositiveInt | None = None
     """Shell up to which a residual decoder changes the consensus; None: a quarter of the box size."""
     num_basis: PositiveInt = 8
-    """Volumes that a basis decoder combines beside their mean."""
+    """Volumes that a basis decoder combines beside their mean; the most components of a linear start."""
     pe_type: Literal["gaussian", "geom_ft", "geom_full", "geom_lowf", "geom_nohighf"] = "gaussian"
     """Positional encoding."""
     pe_dim: Annotated[int, Field(ge=2)] | None = None
@@ -101,7 +115,7 @@ class ModelConfig(Settings):
     feat_sigma: PositiveFloat = 0.5
     """Standard deviation of the gaussian encoding's frequencies, in units of half the box size."""
     beta: NonNegativeFloat | None = None
-    """Weight of the KL divergence; None: 1/zdim."""
+    """Weight of the KL divergence; None: 1/zdim, or with a linear encoder that of the likelihood."""
     window: bool = True
     """Images are masked with a soft circular window, unless this flag is given."""
 
@@ -111,10 +125,32 @@ class ModelConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _as_many_volumes_as_dimensions(self) -> ModelConfig:
+    def _fits_together(self) -> ModelConfig:
+        if self.model == "vae" and not self.zdim:
+            raise ValueError("a vae has at least one latent dimension; pass zdim, or the model homogeneous")
         if (self.model, self.decoder) == ("vae", "basis") and self.num_basis < self.zdim:
             raise ValueError(f"num_basis {self.num_basis} is less than zdim {self.zdim}; pass at least as many")
+        if self.encoder == "linear" and self.init not in (None, "linear"):
+            raise ValueError(f"a linear encoder starts from a linear subspace, not from {self.init}; leave init out")
+        if self.encoder == "residual" and self.decoder == "coordinate" and self.init not in (None, "none"):
+            raise ValueError(f"a coordinate decoder does not start from {self.init}; pass decoder residual or basis")
         return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is fitted by EM and not trained step by step."""
+        return self.model in ("linear", "curved")
+
+    @property
+    def start(self) -> Literal["none", "backproject", "linear"]:
+        """What `init` is, if it is not said."""
+        if self.is_fitted:
+            return "none"
+        if self.init is not None:
+            return self.init
+        if self.model == "homogeneous":
+            return "none" if self.decoder == "coordinate" else "backproject"
+        return "none" if (self.encoder, self.decoder) == ("residual", "coordinate") else "linear"
 
 
 class TrainingConfig(Settings):
@@ -156,6 +192,8 @@ class RunConfig(Settings):
 
     particles: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")] = ""
     """The particle store."""
+    preset: Literal["none", "auto"] = "none"
+    """auto: what held-out particles choose among one volume, a linear and a curved subspace, by number of particles."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -166,18 +204,33 @@ class RunConfig(Settings):
         _refuse_others(self.training, self.model)
         return self
 
+    def resolved(self, num_particles: int) -> RunConfig:
+        """Fill in what the preset chooses for so many particles.
+
+        A network was never better on held-out particles than a subspace in the minutes that it takes on CPUs, nor at
+        5,000 particles (`docs/quality.md`), so that none is chosen.
+        """
+        if self.preset == "none":
+            return self
+        chosen = ModelConfig(model="curved", zdim=min(max(num_particles // PARTICLES_A_DIMENSION, 2), MOST_DIMENSIONS))
+        if self.model not in (ModelConfig(), chosen):
+            raise ConfigError(
+                "--preset auto", "it chooses the model itself", "leave out --model and what belongs to it"
+            )
+        return self.model_copy(update={"model": chosen})
+
     @property
     def num_epochs(self) -> int:
         """Epochs that the run consists of: a linear model is whole after one."""
-        return 1 if self.model.model == "linear" else self.training.num_epochs
+        return 1 if self.model.is_fitted else self.training.num_epochs
 
     def flat(self) -> dict[str, Any]:
         """All settings by field name, without the sections (MLflow parameters)."""
         sections = self.model_dump()
-        particles = sections.pop("particles")
+        whole = {name: sections.pop(name) for name in ("particles", "preset")}
         flat = {name: value for section in sections.values() for name, value in section.items()}
         has_not = _has_not(self.model)
-        return {"particles": particles} | {name: value for name, value in flat.items() if name not in has_not}
+        return whole | {name: value for name, value in flat.items() if name not in has_not}
 
 
 def read_config(path: Path) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,17 +16,30 @@ from drgn_ray.config import RunConfig
 from drgn_ray.distributed.backproject import back_project
 from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.trainer import train
+from drgn_ray.models.linear import LinearSubspace
+from drgn_ray.models.model import Model
 from drgn_ray.particles.backproject import Assignment, Method, half_maps
+from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.fsc import GOLD_STANDARD, HALF
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.tracking.summary import one_volume_summary, summary
 from drgn_ray.training.checkpoint import load_position
-from drgn_ray.training.embed import load_latents, trained_epochs, trained_model, trained_zdim
+from drgn_ray.training.compare import Comparison, compare
+from drgn_ray.training.embed import (
+    BATCH_SIZE,
+    load_latents,
+    trained_epochs,
+    trained_model,
+    trained_start,
+    trained_zdim,
+)
+from drgn_ray.training.loop import particle_order
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
 
+logger = logging.getLogger(__name__)
 RESOLUTIONS = {"resolution_0.5": HALF, "resolution_0.143": GOLD_STANDARD}  # metrics of MLflow, Å
 
 
@@ -102,8 +116,22 @@ def analyze_run(
     ksample = min(20, len(latents.z)) if ksample is None else ksample
     num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
+    comparison = compare_run(run, config, store, model)
     tracked.artifacts(folder, folder.name)
     for file in (run.latents_file, run.latents_file.with_suffix(".parquet"), run.config_file):
         tracked.artifacts(file)
-    tracked.note(summary(run, store.info, position, analysis))
+    if comparison is not None:
+        logger.info("on %d held-out images the model is %s", comparison.num_images, comparison.verdict)
+        gains = {"model": comparison.model, "linear": comparison.linear}
+        tracked.metrics({f"held_out/{name}": each.mean for name, each in gains.items()}, position.images_seen)
+    tracked.note(summary(run, store.info, position, analysis, comparison))
     return analysis
+
+
+def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:
+    """Compare a run's model with the linear subspace that it started from, if it did."""
+    linear = model.straight() if isinstance(model, LinearSubspace) else trained_start(run, store)
+    chunks = particle_order(config, store).val_chunks()
+    if linear is None or not len(chunks):
+        return None
+    return compare(model.cpu(), linear.cpu(), partial(stream_rows, store, chunks, BATCH_SIZE))

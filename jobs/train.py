@@ -5,6 +5,7 @@ drgn-ray train particles.zarr -o runs/a --zdim 8 -n 20
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import tyro
 
 from drgn_ray.config import RunConfig, read_config
 from jobs.cli import exit_with, parse, run_command
+
+logger = logging.getLogger("jobs.train")  # also as `python -m jobs.train`, where __name__ is another
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def _train(arguments: Arguments) -> None:
             "drgn-ray train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`"
         )
     store = ParticleStore(arguments.run.particles)
-    config = arguments.run.model_copy(update={"particles": store.absolute_path})
+    config = arguments.run.resolved(len(store)).model_copy(update={"particles": store.absolute_path})
 
     from drgn_ray.distributed.trainer import check  # heavy imports come after the mistakes found without them
     from drgn_ray.training.run_directory import RunDirectory
@@ -63,6 +66,14 @@ def _train(arguments: Arguments) -> None:
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)
+        if config.preset == "auto":
+            logger.info(
+                "preset auto, for %s particles of %d px: a subspace of at most %d dimensions, bent where held-out"
+                " particles ask for it; no network, which takes longer and was worse on those (docs/quality.md)",
+                f"{len(store):,}",
+                store.info.box_size,
+                config.model.zdim,
+            )
         with tracked_run(run, config, frame) as tracked:
             train_run(run, config)
             if not arguments.no_analysis:

@@ -7,6 +7,7 @@ choice (start, radius, number of components) is made by images that were not fit
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -16,17 +17,18 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int
 
-from drgn_ray.config import RunConfig
+from drgn_ray.config import ModelConfig, RunConfig, TrainingConfig, differences
 from drgn_ray.distributed.tasks import run_tasks
+from drgn_ray.models.curved import CurvedSubspace, bending_terms
 from drgn_ray.models.em import Subspace
-from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.particles.backproject import mean_squared_ctf
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.progress import Progress
-from drgn_ray.training.checkpoint import Position, save_checkpoint
+from drgn_ray.training.checkpoint import Position, has_checkpoint, save_checkpoint
+from drgn_ray.training.compare import evidence_bounds, gain
 from drgn_ray.training.loop import model_for, particle_order, validate
-from drgn_ray.training.report import Reporter
+from drgn_ray.training.report import LogReporter, Reporter
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.subspace import (
     BATCH_SIZE,
@@ -39,6 +41,7 @@ from drgn_ray.training.subspace import (
     log_likelihoods,
     predictions,
     prepare,
+    solved,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,10 +55,32 @@ CLEAR = 2.0  # standard errors by which latents must be better than one volume
 REFINEMENTS = 2  # with the images that were held out
 SPARE = 4  # components kept above those that were found at a smaller radius
 MOST_SEARCHED = 50_000  # images, which tell 20 components; all are used in the end
+BENDING_SHELLS = 4  # box sizes over the radius up to which bent and straight volumes are compared
 IMAGES_A_PART = 4_000
 MOST_TASKS = 128
 
 Listen = Callable[[Mapping[str, float]], None]
+
+
+def fit_start(config: RunConfig, store: ParticleStore, run: RunDirectory) -> None:
+    """Fit what a run's network starts from, as a run of its own within the run."""
+    if config.model.start == "none":
+        return
+    start = RunDirectory(run.start)
+    zdim = max(config.model.zdim, config.model.num_basis) if config.model.start == "linear" else 0
+    its_config = RunConfig(
+        particles=config.particles,
+        model=ModelConfig(model="linear", zdim=zdim),
+        data=config.data,
+        training=TrainingConfig(seed=config.training.seed),
+        resources=config.resources,
+    )
+    if has_checkpoint(start.checkpoints):
+        if not differences(start.config(), its_config):
+            return
+        shutil.rmtree(start.path)  # of a run with other settings that came no further
+    start.begin(its_config)
+    train_linear(its_config, store, start, LogReporter(start, 1))
 
 
 def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, reporter: Reporter) -> None:
@@ -75,10 +100,12 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
         listen=lambda metrics: reporter.interval(0, metrics),
     )
     model = model_for(config, store)
-    assert isinstance(model, LinearSubspace)
-    model.found(subspace, radius)
+    model.start_from(subspace, radius)
     model.eval()
-    metrics, z = validate(model, stream_rows(store, order.val_chunks(), BATCH_SIZE), torch.device("cpu"))
+    held_out = partial(stream_rows, store, order.val_chunks(), BATCH_SIZE)
+    if isinstance(model, CurvedSubspace) and model.zdim:
+        _bend(model, store, chunks, workers, held_out)
+    metrics, z = validate(model, held_out(), torch.device("cpu"))
     metrics |= {"epoch": 1, "perf/epoch_seconds": time.monotonic() - start}
     position.history.append({"kind": "epoch", "step": seen, **metrics})
     save_checkpoint(run.checkpoints, position, model, None, config.resources.keep_checkpoints)
@@ -133,6 +160,8 @@ class _Search:
     def run(self, zdim: int, seed: int) -> tuple[Subspace, int]:
         """Search from several starts, over more and more shells; held-out images choose among them."""
         radius, *larger = self.radii
+        if not zdim:
+            return self._consensus(radius), radius
         self._prepare(larger[0] if larger else radius)
         starts = [self._start(zdim, radius, seed * STARTS + start) for start in range(STARTS)]
         subspace = max(starts, key=lambda start: self._likelihoods(start, radius).mean(axis=0).max())
@@ -160,6 +189,11 @@ class _Search:
         if chosen == zdim:
             logger.info("all %d components earn their place; a larger --zdim may find more", zdim)
         return subspace, radius
+
+    def _consensus(self, radius: int) -> Subspace:
+        """Find one volume, of which there is no more to know than that images are seen with contrast 1."""
+        self._prepare(radius)
+        return self._step(Pass(None, 0, 0, radius, self.mean_squared_ctf, everything=True))
 
     def _prepare(self, radius: int) -> None:
         """Put the coefficients up to a radius into memory, if they are not there."""
@@ -238,12 +272,49 @@ def _mean(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / np.sqrt(len(values)))
 
 
+def _bend(
+    model: CurvedSubspace,
+    store: ParticleStore,
+    chunks: Int[np.ndarray, " chunks"],
+    num_workers: int,
+    held_out: Callable[[], Iterator[Mapping[str, torch.Tensor]]],
+) -> None:
+    """Fit volumes of polynomials of the latents that a linear fit found; held-out images say whether they stay."""
+    if not len(straight := _bounds(model, held_out())):
+        logger.info("no particles are held out to tell whether volumes should bend; they do")
+    subspace, of_ctf = model.subspace, mean_squared_ctf(store)
+    degrees = bending_terms(subspace.volumes[1:])
+    radius, half = int(model.radius), store.info.box_size // 2
+    work = Pass(subspace, subspace.num_components, radius, half, of_ctf, everything=True, degrees=degrees)
+    model.bend(degrees, solved(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0).volumes)
+    if not len(straight):
+        return
+    better = gain(_bounds(model, held_out()), straight)
+    logger.info(
+        "volumes bent by %d terms tell held-out images %s nats better: they %s",
+        len(degrees) - subspace.num_components,
+        better,
+        "stay so" if better.is_clear else "are left straight",
+    )
+    if not better.is_clear:
+        model.start_from(subspace, radius)
+
+
+def _bounds(model: CurvedSubspace, held_out: Iterator[Mapping[str, torch.Tensor]]) -> Float64[np.ndarray, " n"]:
+    """Evidence bounds over the shells that can show a change of shape; beyond, it is the noise that decides."""
+    return evidence_bounds(model, model, held_out, model.observer.box_size // BENDING_SHELLS)
+
+
 def _all_shells(
     store: ParticleStore, chunks: Int[np.ndarray, " chunks"], subspace: Subspace, radius: int, num_workers: int
 ) -> Subspace:
     """Fit the volumes to all shells of all images, with the latents that the search's volumes tell."""
     of_ctf = mean_squared_ctf(store)
     work = Pass(subspace, subspace.num_components, radius, store.info.box_size // 2, of_ctf, everything=True)
+    return fitted(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0)
+
+
+def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass, num_workers: int) -> Sums:
     count = min(max(len(chunks) * store.chunk_size // IMAGES_A_PART, 1), MOST_TASKS)
     tasks = [partial(accumulate, store.absolute_path, group.tolist(), work) for group in np.array_split(chunks, count)]
     num_images = sum(len(range(*store.chunk_rows(chunk).indices(len(store)))) for chunk in chunks.tolist())
@@ -254,5 +325,4 @@ def _all_shells(
                 progress.update(part.num_images)
                 yield part
 
-        total = added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True)))
-    return fitted(total, of_ctf, least_power=0.0)
+        return added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True)))

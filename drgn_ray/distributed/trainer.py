@@ -20,12 +20,13 @@ from ray.train.torch import TorchTrainer
 from drgn_ray import config as settings
 from drgn_ray.distributed.cluster import connected, user_error_in
 from drgn_ray.distributed.follow import following
-from drgn_ray.distributed.linear import train_linear
+from drgn_ray.distributed.linear import fit_start, train_linear
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ConfigError, ResourceError
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.embed import trained_start
 from drgn_ray.training.loop import Diverged, Trainer, Worker, particle_order
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -62,9 +63,12 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     workers, order = config.resources.num_workers, particle_order(config, store)
     if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
         logger.info("all %d epochs are trained already", config.num_epochs)
-    elif config.model.model == "linear":
+        return
+    if config.model.is_fitted:
         train_linear(config, store, run, make_reporter())
-    elif workers == 0:
+        return
+    fit_start(config, store, run)
+    if workers == 0:
         _train_here(config, store, run, make_reporter)
     else:
         _train_on_ray(config, store, run, make_reporter)
@@ -77,7 +81,8 @@ def _train_here(
     order = particle_order(config, store)
     batch_size = config.training.batch_size
     stream = lambda index: stream_slice(store, order, index, batch_size)  # noqa: E731
-    Trainer(config, store, run, stream, make_reporter(), Worker(device=device)).fit()
+    start = trained_start(run, store)
+    Trainer(config, store, run, stream, make_reporter(), Worker(device=device), start).fit()
 
 
 @dataclass(frozen=True)
@@ -198,13 +203,15 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     batch_size = config.training.batch_size // worker.world_size
+    store = ParticleStore(config.particles)
     trainer = Trainer(
         config,
-        ParticleStore(config.particles),
+        store,
         run,
         lambda slice_index: stream_batches(shard, slice_index, batch_size),
         loop["make_reporter"](),  # type: ignore[operator]
         worker,
+        trained_start(run, store),
     )
     try:
         trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from drgn_ray.config import ModelConfig
 from drgn_ray.models.basis import BasisDecoder
+from drgn_ray.models.curved import CurvedSubspace
 from drgn_ray.models.decoder import CoordinateDecoder, Decoder
+from drgn_ray.models.encoder import Encoder, PosteriorEncoder, ResidualEncoder
 from drgn_ray.models.homogeneous import Homogeneous
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.models.residual import ResidualDecoder
-from drgn_ray.models.vae import VAE, ResidualEncoder
-from drgn_ray.physics.observation import Observer
+from drgn_ray.models.vae import VAE
+from drgn_ray.physics.observation import Observe, Observer
 
-Observe = Callable[..., Observer]
 DECODERS: dict[str, type[Decoder]] = {
     "coordinate": CoordinateDecoder,
     "residual": ResidualDecoder,
     "basis": BasisDecoder,
 }
-ENCODERS = {"residual": ResidualEncoder}
+ENCODERS: dict[str, type[Encoder]] = {"residual": ResidualEncoder, "linear": PosteriorEncoder}
 
 
 def build_model(
@@ -39,13 +39,10 @@ def build_model(
 
 
 def _vae(model: ModelConfig, observe: Observe) -> Model:
-    observer = observe(window=model.window)
-    encoder = ENCODERS[model.encoder](
-        num_points=observer.num_points, zdim=model.zdim, enc_dim=model.enc_dim, enc_layers=model.enc_layers
-    )
+    encoder = ENCODERS[model.encoder].of(model, observe)
+    observer = observe(window=model.window and encoder.takes_window)
     decoder = DECODERS[model.decoder].of(model, box_size=observer.box_size, zdim=model.zdim)
-    beta = 1 / model.zdim if model.beta is None else model.beta
-    return VAE(observer=observer, encoder=encoder, decoder=decoder, zdim=model.zdim, beta=beta)
+    return VAE(observer=observer, encoder=encoder, decoder=decoder, zdim=model.zdim, beta=model.beta)
 
 
 def _homogeneous(model: ModelConfig, observe: Observe) -> Model:
@@ -54,10 +51,15 @@ def _homogeneous(model: ModelConfig, observe: Observe) -> Model:
     return Homogeneous(observer=observer, decoder=decoder)
 
 
-def _linear(model: ModelConfig, observe: Observe) -> Model:
+def _subspace(kind: type[LinearSubspace], model: ModelConfig, observe: Observe) -> Model:
     del model  # its zdim is the most that a fit may find
     # A window would spread each coefficient's noise over its neighbours, which EM takes as independent.
-    return LinearSubspace(observe=partial(observe, window=False))
+    return kind(observe=partial(observe, window=False))
 
 
-MODELS = {"vae": _vae, "homogeneous": _homogeneous, "linear": _linear}
+MODELS = {
+    "vae": _vae,
+    "homogeneous": _homogeneous,
+    "linear": partial(_subspace, LinearSubspace),
+    "curved": partial(_subspace, CurvedSubspace),
+}

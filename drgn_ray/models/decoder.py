@@ -26,6 +26,9 @@ class Decoder(nn.Module, ABC):
     def of(cls, model: ModelConfig, *, box_size: int, zdim: int) -> Decoder:
         """Make one as the settings say, for boxes of `box_size` px."""
 
+    def start_from(self, volumes: Float[Tensor, "C D D D"]) -> None:
+        """Start from V_0 and what differs from it; a coordinate network starts from nothing."""
+
     @abstractmethod
     def slices(
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], points: HalfDisc

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drgn_ray.models.decoder import Decoder
 from drgn_ray.models.elbo import ElboTerms, reconstruction_loss
+from drgn_ray.models.em import Subspace
 from drgn_ray.models.model import Model
 from drgn_ray.physics.observation import Observer
 
@@ -33,7 +34,7 @@ class Homogeneous(Model):
         """Reconstruction loss of a batch, which is all of the loss."""
         seen = self.observer(batch)
         no_latent = seen.ctf.new_zeros(len(seen.ctf), 0)
-        real, imag = self.decoder.slices(no_latent, seen.rotation, self.observer.half_disc)
+        real, imag = self.decode_slices(no_latent, seen.rotation)
         loss = reconstruction_loss((real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag))
         return ElboTerms(loss, loss.detach(), torch.zeros_like(loss.detach()))
 
@@ -41,6 +42,17 @@ class Homogeneous(Model):
         """Return latents of no dimension."""
         nothing = batch["rotation"].new_zeros(len(batch["rotation"]), 0)
         return nothing, nothing
+
+    def start_from(self, subspace: Subspace, radius: int) -> None:
+        """See `Model.start_from`."""
+        del radius
+        self.decoder.start_from(subspace.volumes[:1])
+
+    def decode_slices(
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """See `Model.decode_slices`."""
+        return self.decoder.slices(z, rotation, self.observer.half_disc)
 
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
         """See `Model.decode_volume`."""

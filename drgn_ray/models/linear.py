@@ -15,9 +15,9 @@ from torch import Tensor
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss
 from drgn_ray.models.em import Posterior, Subspace, Viewer
 from drgn_ray.models.model import Model
+from drgn_ray.physics.gridding import interpolate
 from drgn_ray.physics.observation import Observation, Observer
-
-_FOUND = ("volumes", "noise", "contrast_variance", "radius")
+from drgn_ray.physics.volume_lattice import lattice_of
 
 
 class LinearSubspace(Model):
@@ -36,6 +36,7 @@ class LinearSubspace(Model):
         Largest |k| from which latents are inferred.
     """
 
+    FOUND: tuple[str, ...] = ("volumes", "noise", "contrast_variance", "radius")
     volumes: Float[Tensor, "C D D D"]
     noise: Float[Tensor, " R"]
     contrast_variance: Float[Tensor, ""]
@@ -47,8 +48,8 @@ class LinearSubspace(Model):
         self.observe = observe
         self._hold(torch.zeros(1, size, size, size), torch.ones(size // 2 + 1), torch.tensor(0.0), torch.tensor(1))
 
-    def found(self, subspace: Subspace, radius: int) -> None:
-        """Take what a fit found."""
+    def start_from(self, subspace: Subspace, radius: int) -> None:
+        """See `Model.start_from`; it is all that there is to do."""
         variance = torch.tensor(subspace.contrast_variance)
         self._hold(subspace.volumes.float().cpu(), subspace.noise.float().cpu(), variance, torch.tensor(radius))
 
@@ -56,6 +57,12 @@ class LinearSubspace(Model):
     def zdim(self) -> int:
         """M, which may be 0."""
         return len(self.volumes) - 1
+
+    def straight(self) -> LinearSubspace:
+        """Make a linear model of the same latents."""
+        linear = LinearSubspace(observe=self.observe)
+        linear.start_from(self.subspace, int(self.radius))
+        return linear
 
     @property
     def subspace(self) -> Subspace:
@@ -66,12 +73,9 @@ class LinearSubspace(Model):
         """Loss of a batch at the posterior means, all shells included."""
         seen = self.observer(batch)
         z_mu, z_logvar = self.encode(batch)
-        c = torch.cat([z_mu.new_ones(len(z_mu), 1), z_mu], dim=1)
-        predicted = torch.einsum(
-            "bpc,bc->bp", Viewer(self.subspace, self.observer.k).slices(seen), c.to(torch.complex64)
-        )
+        real, imag = self.decode_slices(z_mu, seen.rotation)
         recon_loss = reconstruction_loss(
-            (predicted.real, predicted.imag), (seen.coefficients.real, seen.coefficients.imag)
+            (real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag)
         )
         return elbo_terms(recon_loss, z_mu, z_logvar, 1.0, self.observer.num_points)
 
@@ -86,12 +90,29 @@ class LinearSubspace(Model):
         looked_at = Observation(seen.coefficients[:, within], seen.ctf[:, within], seen.rotation)
         return _latent(self._inference[1].posterior(looked_at))
 
+    def decode_slices(
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """See `Model.decode_slices`."""
+        slices = interpolate(lattice_of(self.decoded).contiguous(), self.observer.k, rotation)
+        combined = torch.einsum("bpc,bc->bp", slices, self.coefficients(z).to(slices.dtype))
+        return combined.real, combined.imag
+
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
         """See `Model.decode_volume`."""
-        return self.volumes[0] + torch.tensordot(z.to(self.volumes), self.volumes[1:], dims=1)
+        return torch.tensordot(self.coefficients(z[None].to(self.volumes))[0], self.decoded, dims=1)
+
+    @property
+    def decoded(self) -> Float[Tensor, "C D D D"]:
+        """Volumes that are added up with the `coefficients` of a latent."""
+        return self.volumes
+
+    def coefficients(self, z: Float[Tensor, "B Z"]) -> Float[Tensor, "B C"]:
+        """Say how much of each volume there is."""
+        return torch.cat([z.new_ones(len(z), 1), z], dim=1)
 
     def _hold(self, *found: Tensor) -> None:
-        for name, value in zip(_FOUND, found, strict=True):
+        for name, value in zip(LinearSubspace.FOUND, found, strict=True):
             self.register_buffer(name, value)
         self._made: tuple[Observer, Viewer] | None = None
 
@@ -104,7 +125,9 @@ class LinearSubspace(Model):
         return self._made
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        self._hold(*(torch.empty_like(state_dict[prefix + name]) for name in _FOUND))  # of as many components
+        for name in self.FOUND:  # of as many components as there are
+            self.register_buffer(name, torch.empty_like(state_dict[prefix + name]))
+        self._made = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

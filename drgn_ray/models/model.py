@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drgn_ray.models.elbo import ElboTerms
+from drgn_ray.models.em import Subspace
 from drgn_ray.physics.observation import Observer
 
 
@@ -38,12 +39,28 @@ class Model(nn.Module, ABC):
         self.observer = observer
 
     @abstractmethod
+    def start_from(self, subspace: Subspace, radius: int) -> None:
+        """Begin where a linear fit ended, as far as that can be.
+
+        Parameters
+        ----------
+        radius
+            Largest |k| from which its latents were inferred.
+        """
+
+    @abstractmethod
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
 
     @abstractmethod
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
+
+    @abstractmethod
+    def decode_slices(
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """Real and imaginary part of the slice of each latent's volume at the observer's points, without a CTF."""
 
     @abstractmethod
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:

@@ -7,34 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from drgn_ray.models.decoder import Decoder
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss, sample_latent
-from drgn_ray.models.mlp import ResidualMLP
+from drgn_ray.models.em import Subspace
+from drgn_ray.models.encoder import Encoder
 from drgn_ray.models.model import Model
-from drgn_ray.physics.lattice import hartley_from_half
-from drgn_ray.physics.observation import Observation, Observer
-
-
-class ResidualEncoder(nn.Module):
-    """Phase-flipped Hartley values of the disc to the mean and log-variance of q(z | image)."""
-
-    def __init__(self, *, num_points: int, zdim: int, enc_dim: int, enc_layers: int) -> None:
-        super().__init__()
-        self.mlp = ResidualMLP(2 * num_points, enc_layers, enc_dim, out_features=2 * zdim)
-
-    def forward(self, seen: Observation) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Return (z_mu, z_logvar).
-
-        Always in float32: the encoder is a thousandth of the work, and bfloat16 costs its gradients two digits.
-        """
-        flipped = hartley_from_half(seen.coefficients * torch.sign(seen.ctf))
-        with torch.autocast(flipped.device.type, enabled=False):
-            z_mu, z_logvar = self.mlp(flipped).chunk(2, dim=-1)
-        return z_mu, z_logvar
+from drgn_ray.physics.observation import Observer
 
 
 class VAE(Model):
@@ -47,11 +28,11 @@ class VAE(Model):
     zdim
         Dimension of the latent space.
     beta
-        Weight of the KL divergence.
+        Weight of the KL divergence; None: the encoder's usual one.
     """
 
     def __init__(
-        self, *, observer: Observer, encoder: ResidualEncoder, decoder: Decoder, zdim: int, beta: float
+        self, *, observer: Observer, encoder: Encoder, decoder: Decoder, zdim: int, beta: float | None
     ) -> None:
         super().__init__(observer=observer)
         self.encoder, self.decoder, self.zdim, self.beta = encoder, decoder, zdim, beta
@@ -61,15 +42,27 @@ class VAE(Model):
         seen = self.observer(batch)
         z_mu, z_logvar = self.encoder(seen)
         z = sample_latent(z_mu, z_logvar) if self.training else z_mu
-        real, imag = self.decoder.slices(z, seen.rotation, self.observer.half_disc)
+        real, imag = self.decode_slices(z, seen.rotation)
         recon_loss = reconstruction_loss(
             (real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag)
         )
-        return elbo_terms(recon_loss, z_mu, z_logvar, self.beta, self.observer.num_points)
+        beta = self.encoder.usual_beta if self.beta is None else self.beta
+        return elbo_terms(recon_loss, z_mu, z_logvar, beta, self.observer.num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
         return self.encoder(self.observer(batch))
+
+    def start_from(self, subspace: Subspace, radius: int) -> None:
+        """See `Model.start_from`."""
+        self.encoder.start_from(subspace, radius)
+        self.decoder.start_from(subspace.volumes)
+
+    def decode_slices(
+        self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """See `Model.decode_slices`."""
+        return self.decoder.slices(z, rotation, self.observer.half_disc)
 
     def decode_volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
         """See `Model.decode_volume`."""

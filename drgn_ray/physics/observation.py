@@ -5,7 +5,7 @@ Shape letters: B images, D box, P half-disc points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -107,3 +107,7 @@ class Observer(nn.Module):
             damping = dose_filter(self.freq, apix=batch["apix"], dose=batch["dose"], voltage=batch["voltage"])
             ctf = ctf * damping * batch["ctf_scalefactor"][:, None]
         return Observation(translate(coefficients, shift_px, self.freq), ctf, batch["rotation"])
+
+
+Observe = Callable[..., Observer]
+"""Makes the observer of a set of images, given what depends on the model: `window` and `radius`."""

@@ -6,11 +6,14 @@ from drgn_ray.analysis.analyze import Analysis
 from drgn_ray.analysis.consensus import Correlation, resolutions
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.training.checkpoint import Position
+from drgn_ray.training.compare import Comparison
 from drgn_ray.training.run_directory import RunDirectory
 
 
-def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: Analysis) -> str:
-    """Markdown of a finished run."""
+def summary(
+    run: RunDirectory, info: StoreInfo, position: Position, analysis: Analysis, comparison: Comparison | None
+) -> str:
+    """Markdown of a finished run; `comparison` is with the linear subspace that it started from."""
     last = position.history[-1] if position.history else {}
     shares = ", ".join(f"{share:.0%}" for share in analysis.pca.variance_share[:4])
     rows = [
@@ -20,6 +23,7 @@ def summary(run: RunDirectory, info: StoreInfo, position: Position, analysis: An
         *((label, f"{last[key]:.4f}") for label, key in _LOSSES if key in last),
         *((label, f"{last[key]:.0f} of {len(analysis.pca.variance_share)}") for label, key in _COUNTS if key in last),
         ("variance of PC1, PC2, ...", shares),
+        *(() if comparison is None else _compared(comparison)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     kmeans = analysis.kmeans_folder
@@ -63,6 +67,15 @@ def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, a
 
     drgn-ray train {run.config().particles} -o {run.path.parent}/vae --zdim 8
 """
+
+
+def _compared(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    over = f"over one volume for all, nats an image ({comparison.num_images:,} held out)"
+    return (
+        (f"this model {over}", str(comparison.model)),
+        (f"linear subspace {over}", str(comparison.linear)),
+        ("this model is", comparison.verdict),
+    )
 
 
 _COUNTS = (("latent dimensions in use", "latent/active_dims"),)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
@@ -72,6 +73,16 @@ def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, de
     model = model_for(config, store)
     load_weights(run.checkpoints, model)
     return model.to(device).eval()
+
+
+def trained_start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | None:
+    """Load the linear model that a run starts from, if it starts from any."""
+    start = RunDirectory(run.start)
+    if not has_checkpoint(start.checkpoints):
+        return None
+    model = trained_model(start, start.config(), store, torch.device("cpu"))
+    assert isinstance(model, LinearSubspace)
+    return model
 
 
 def trained_zdim(run: RunDirectory, config: RunConfig, store: ParticleStore) -> int:

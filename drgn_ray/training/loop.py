@@ -18,12 +18,13 @@ from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.models import build_model
 from drgn_ray.models.elbo import ElboTerms, kl_divergence
+from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
-from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
+from drgn_ray.training.checkpoint import has_checkpoint, load_position, load_state, save_checkpoint
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -87,6 +88,8 @@ class Trainer:
         Listens; called on rank 0 only.
     worker
         Where this process stands.
+    start
+        What the model begins with, where there is no checkpoint.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Trainer:
         stream: Callable[[int], Batches],
         reporter: Reporter,
         worker: Worker,
+        start: LinearSubspace | None = None,
     ) -> None:
         self.config, self.store, self.run, self.stream, self.worker = config, store, run, stream, worker
         self.reporter = reporter
@@ -107,6 +111,8 @@ class Trainer:
             self.model.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay, fused=True
         )
         self.position = load_position(run.checkpoints)
+        if start is not None and not has_checkpoint(run.checkpoints):
+            self.model.start_from(start.subspace, int(start.radius))
         load_state(run.checkpoints, self.model, self.optimizer)
         self.parallel = (
             DistributedDataParallel(self.model, broadcast_buffers=False) if worker.world_size > 1 else self.model

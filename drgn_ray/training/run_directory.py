@@ -1,6 +1,7 @@
 """What a run directory holds, and whether a command may go on in it.
 
-``config.yaml``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``, ``analyze.N/``.
+``config.yaml``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``, ``analyze.N/``,
+``start/`` (the run directory of the linear model that a network started from).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.latents_file = self.path / "latents.npz"
         self.mlflow_file = self.path / "mlflow.json"
+        self.start = self.path / "start"
 
     def begin(self, config: RunConfig) -> None:
         """Claim the directory for a run; one that is there already goes on if its settings agree.

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Complex64, Float32, Float64, Int
 from torch import Tensor
 
+from drgn_ray.models.curved import bent
 from drgn_ray.models.em import (
     LEAST_POWER,
     Posterior,
@@ -72,6 +73,8 @@ class Pass:
         Take all images, not only those that are fitted while the model is chosen.
     seed
         Of the latents that are drawn.
+    degrees
+        Insert polynomials of the latents (`drgn_ray.models.curved`), not the latents themselves.
     """
 
     subspace: Subspace | None
@@ -81,6 +84,7 @@ class Pass:
     mean_squared_ctf: Tensor
     everything: bool = False
     seed: int = 0
+    degrees: Tensor | None = None
 
 
 class Sums(NamedTuple):
@@ -113,16 +117,22 @@ def added(parts: Iterator[Sums]) -> Sums:
 
 
 def fitted(total: Sums, mean_squared_ctf: Tensor, least_power: float = LEAST_POWER) -> Subspace:
-    """Subspace that explains the summed images best."""
+    """Subspace that explains the summed images best, its latents white."""
+    subspace = solved(total, mean_squared_ctf, least_power)
+    mean, second = (torch.from_numpy(each / total.num_images) for each in (total.first, total.second))
+    volumes, contrast_variance = whiten(subspace.volumes, mean, second)
+    return Subspace(volumes, subspace.noise, contrast_variance)
+
+
+def solved(total: Sums, mean_squared_ctf: Tensor, least_power: float) -> Subspace:
+    """Volumes that explain the summed images best."""
     num_volumes = len(total.first)
     noise = torch.from_numpy(total.noise / np.maximum(total.points, 1))
     noise[0] = noise[1]  # slices do not go through the origin
     weight = balance(torch.arange(len(noise)).float().clamp_min(0.5), mean_squared_ctf).double()
     moments = complete_plane(torch.from_numpy(total.moments), num_volumes)
     volumes = maximise(moments, 1 / (weight * noise), num_volumes, least_power)
-    mean, second = (torch.from_numpy(each / total.num_images) for each in (total.first, total.second))
-    volumes, contrast_variance = whiten(volumes, mean, second)
-    return Subspace(volumes, noise, contrast_variance)
+    return Subspace(volumes, noise, 0.0)
 
 
 def prepare(store_path: str, chunks: Sequence[int], radius: int, number: int) -> Prepared:
@@ -174,7 +184,7 @@ def accumulate(store_path: str, chunks: Sequence[int], work: Pass) -> Sums:
     """Posteriors of the images of some chunks, and the sums of all their shells."""
     store, device = ParticleStore(store_path), _device()
     observer = observer_of(store).to(device)
-    summing = _Summing(observer.k, work, store.info.box_size, device, 0)
+    summing = _Summing(observer.k, work, store.info.box_size, device, chunks[0])
     for batch in stream_rows(store, chunks, BATCH_SIZE):
         summing.add(observer({name: values.to(device) for name, values in batch.items()}))
     return summing.sums()
@@ -234,15 +244,14 @@ class _Summing:
         self.looked_at = torch.nonzero(radius <= work.radius)[:, 0]
         self.balance = balance(radius, work.mean_squared_ctf.to(device))
         self.shells = shells_of(self.k)
-        num_volumes = work.num_components + 1
+        num_volumes = 1 + (work.num_components if work.degrees is None else len(work.degrees))
         self.moments = empty_moment_sums(box_size, num_volumes, device)
         self.first = torch.zeros(num_volumes, dtype=torch.float64, device=device)
         self.second = torch.zeros(num_volumes, num_volumes, dtype=torch.float64, device=device)
         self.noise = torch.zeros(work.insert_radius + 1, dtype=torch.float64, device=device)
         self.num_images = 0
-        if work.subspace is None:
-            self.random = torch.Generator(device).manual_seed(work.seed * 1_000_003 + number)
-        else:
+        self.random = torch.Generator(device).manual_seed(work.seed * 1_000_003 + number)
+        if work.subspace is not None:
             self.viewer = Viewer(work.subspace, self.k[self.looked_at])
 
     def add(self, seen: Observation) -> None:
@@ -254,6 +263,8 @@ class _Summing:
         else:
             found, left = self._found(seen)
             residual[self.looked_at] = left
+            if self.work.degrees is not None:
+                found = bent(found, self.work.degrees.to(self.device), self.random)
         self.noise.index_add_(0, self.shells, residual.double())
         second = found.covariance + found.mean[:, :, None] * found.mean[:, None, :]
         self.first += found.mean.sum(dim=0).double()

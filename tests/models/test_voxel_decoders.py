@@ -233,7 +233,7 @@ def test_what_a_decoder_started_from_is_in_its_checkpoint(decoder: str, tmp_path
         ({"num_basis": 4}, "num_basis"),
         ({"dec_radius": 4}, "dec_radius"),
         ({"decoder": "basis", "dec_dim": 64}, "dec_dim"),
-        ({"decoder": "residual", "num_basis": 4}, "num_basis"),
+        ({"decoder": "residual", "init": "backproject", "num_basis": 4}, "num_basis"),
         ({"decoder": "basis", "zdim": 9}, "num_basis 8 is less than zdim 9"),
         ({"model": "homogeneous", "decoder": "basis", "num_basis": 4}, "num_basis"),
         ({"model": "linear", "decoder": "basis"}, "decoder"),
