@@ -111,11 +111,11 @@ def export_run(run: RunDirectory, folder: str | Path) -> None:
     config, target = run.config(), free_folder(folder)
     if config.model.model != "vae":
         raise RunError(str(run.path), f"it is {config.model.model}, and only a VAE is exported", "pass a run of one")
-    if config.model.decoder != "coordinate":
+    if (config.model.encoder, config.model.decoder) != ("residual", "coordinate"):
         raise RunError(
             str(run.path),
-            f"cryoDRGN has no {config.model.decoder} decoder",
-            "pass a run of --decoder coordinate, or export particles with -o",
+            f"its encoder is {config.model.encoder} and its decoder {config.model.decoder}, which cryoDRGN has not",
+            "pass a run of --encoder residual --decoder coordinate, or export particles with -o",
         )
     store, latents = ParticleStore(config.particles), load_latents(run.latents_file)
     rows = np.argsort(store.columns["source_row"])

@@ -24,7 +24,9 @@ from pydantic import ValidationError as PydanticError
 
 from drgn_ray.errors import ConfigError
 
-PARTICLES_A_DIMENSION, MOST_DIMENSIONS = 500, 12  # of latent spaces that --preset auto looks for
+# Dimensions of the latent spaces that --preset auto looks for, of which held-out particles choose; from so many
+# particles on, more.
+FEW_DIMENSIONS, MANY_DIMENSIONS, MANY_PARTICLES = 12, 20, 100_000
 
 
 class Settings(BaseModel):
@@ -212,7 +214,7 @@ class RunConfig(Settings):
         """
         if self.preset == "none":
             return self
-        chosen = ModelConfig(model="curved", zdim=min(max(num_particles // PARTICLES_A_DIMENSION, 2), MOST_DIMENSIONS))
+        chosen = ModelConfig(model="curved", zdim=FEW_DIMENSIONS if num_particles < MANY_PARTICLES else MANY_DIMENSIONS)
         if self.model not in (ModelConfig(), chosen):
             raise ConfigError(
                 "--preset auto", "it chooses the model itself", "leave out --model and what belongs to it"

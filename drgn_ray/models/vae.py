@@ -35,7 +35,12 @@ class VAE(Model):
         self, *, observer: Observer, encoder: Encoder, decoder: Decoder, zdim: int, beta: float | None
     ) -> None:
         super().__init__(observer=observer)
-        self.encoder, self.decoder, self.zdim, self.beta = encoder, decoder, zdim, beta
+        self.encoder, self.decoder, self.zdim, self.given_beta = encoder, decoder, zdim, beta
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL divergence."""
+        return self.encoder.usual_beta if self.given_beta is None else self.given_beta
 
     def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
@@ -46,8 +51,7 @@ class VAE(Model):
         recon_loss = reconstruction_loss(
             (real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag)
         )
-        beta = self.encoder.usual_beta if self.beta is None else self.beta
-        return elbo_terms(recon_loss, z_mu, z_logvar, beta, self.observer.num_points)
+        return elbo_terms(recon_loss, z_mu, z_logvar, self.beta, self.observer.num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
