@@ -18,7 +18,7 @@ from drgn_ray.physics.lattice import HalfDisc
 from drgn_ray.physics.volume_lattice import lattice_of, volumes_of
 
 START = 0.1  # of the `usual_amplitude`, which the basis is at random if it is not started from volumes
-STEP = 4.0  # usual amplitudes to a unit of the parameters, which Adam changes by some ten thousandths a step
+STEP = 8.0  # usual amplitudes to a unit of the parameters, which Adam changes by some ten thousandths a step
 WIDTH = 64  # of the small network
 
 

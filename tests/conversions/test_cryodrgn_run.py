@@ -493,6 +493,16 @@ def test_a_run_without_its_own_latents_is_not_exported(trained: dict[str, RunDir
     assert os.listdir(tmp_path) == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "found"), [({"model": "linear"}, "only a VAE"), ({"decoder": "basis"}, "cryoDRGN has no basis decoder")]
+)
+def test_a_model_that_cryodrgn_has_not_is_not_exported(kind: dict[str, str], found: str, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin(RunConfig(model=ModelConfig(**kind)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=found):
+        export_run(run, tmp_path / "theirs")
+
+
 def test_particles_out_of_order_are_exported_with_their_latents(simulated: Path, tmp_path: Path) -> None:
     """A selection may name rows in any order; the files follow the source, as latents do."""
     write_selection(tmp_path / "ind.pkl", np.random.default_rng(2).permutation(300)[:100])
