@@ -346,8 +346,10 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
     held = "" if store is None else f": {len(store):,} particles, {store.info.box_size} px of {store.info.apix:.4g} Å"
     yield Line("kind", "run directory")
     yield Line("store", config.particles + held)
+    of_pixels = f"encoder {model.enc_layers} x {model.enc_dim}"
+    encoder = of_pixels if model.encoder == "residual" else f"{model.encoder} encoder"
     models = {
-        "vae": f"zdim {model.zdim}, encoder {model.enc_layers} x {model.enc_dim}, ",
+        "vae": f"zdim {model.zdim}, {encoder}, ",
         "homogeneous": "homogeneous, ",
         "linear": f"linear, zdim at most {model.zdim}",
         "curved": f"curved, zdim at most {model.zdim}",
@@ -357,7 +359,7 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
         "residual": f"consensus and decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",
         "basis": f"basis of {model.num_basis} volumes",
     }
-    yield Line("model", models[model.model] + decoders[model.decoder] * (not model.is_fitted))
+    yield Line("model", models[model.model] + decoders.get(model.decoder, model.decoder) * (not model.is_fitted))
 
 
 def _losses(position: Position) -> dict[str, float]:

@@ -62,12 +62,15 @@ _DECODER_HAS_NOT = {
 }
 
 
+_STARTS_FROM_VOLUMES = ("residual", "basis")
+
+
 def _has_not(model: ModelConfig) -> dict[str, str]:
     """Name the settings that the chosen kinds are without, and which kind it is."""
     unused = () if model.decoder == "basis" or model.start == "linear" else ("num_basis",)
     return (
         dict.fromkeys(unused, "model without a linear start")
-        | dict.fromkeys(_DECODER_HAS_NOT[model.decoder], f"{model.decoder} decoder")
+        | dict.fromkeys(_DECODER_HAS_NOT.get(model.decoder, ()), f"{model.decoder} decoder")
         | dict.fromkeys(_ENCODER_HAS_NOT[model.encoder], f"{model.encoder} encoder")
         | dict.fromkeys(_MODEL_HAS_NOT[model.model], f"{model.model} model")
     )
@@ -134,8 +137,13 @@ class ModelConfig(Settings):
             raise ValueError(f"num_basis {self.num_basis} is less than zdim {self.zdim}; pass at least as many")
         if self.encoder == "linear" and self.init not in (None, "linear"):
             raise ValueError(f"a linear encoder starts from a linear subspace, not from {self.init}; leave init out")
-        if self.encoder == "residual" and self.decoder == "coordinate" and self.init not in (None, "none"):
-            raise ValueError(f"a coordinate decoder does not start from {self.init}; pass decoder residual or basis")
+        can_start = self.encoder == "linear" or self.decoder in _STARTS_FROM_VOLUMES
+        if not can_start and self.init not in (None, "none"):
+            raise ValueError(
+                f"a {self.decoder} decoder does not start from {self.init}; pass decoder residual or basis"
+            )
+        if self.model == "homogeneous" and self.init == "linear":
+            raise ValueError("a homogeneous model starts from one volume; pass init backproject")
         return self
 
     @property
@@ -151,8 +159,8 @@ class ModelConfig(Settings):
         if self.init is not None:
             return self.init
         if self.model == "homogeneous":
-            return "none" if self.decoder == "coordinate" else "backproject"
-        return "none" if (self.encoder, self.decoder) == ("residual", "coordinate") else "linear"
+            return "backproject" if self.decoder in _STARTS_FROM_VOLUMES else "none"
+        return "linear" if self.encoder == "linear" or self.decoder in _STARTS_FROM_VOLUMES else "none"
 
 
 class TrainingConfig(Settings):
@@ -219,7 +227,10 @@ class RunConfig(Settings):
             raise ConfigError(
                 "--preset auto", "it chooses the model itself", "leave out --model and what belongs to it"
             )
-        return self.model_copy(update={"model": chosen})
+        try:
+            return RunConfig.model_validate(self.model_dump() | {"model": chosen.model_dump()})
+        except PydanticError as error:
+            raise ConfigError("--preset auto", describe(error), "leave out what its model has not") from error
 
     @property
     def num_epochs(self) -> int:

@@ -26,9 +26,8 @@ from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.tracking.summary import one_volume_summary, summary
 from drgn_ray.training.checkpoint import load_position
-from drgn_ray.training.compare import Comparison, compare
+from drgn_ray.training.compare import MOST_IMAGES, Comparison, compare
 from drgn_ray.training.embed import (
-    BATCH_SIZE,
     load_latents,
     trained_epochs,
     trained_model,
@@ -131,7 +130,8 @@ def analyze_run(
 def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:
     """Compare a run's model with the linear subspace that it started from, if it did."""
     linear = model.straight() if isinstance(model, LinearSubspace) else trained_start(run, store)
-    chunks = particle_order(config, store).val_chunks()
+    chunks = particle_order(config, store).val_chunks()[: MOST_IMAGES // store.chunk_size]
     if linear is None or not len(chunks):
         return None
-    return compare(model.cpu(), linear.cpu(), partial(stream_rows, store, chunks, BATCH_SIZE))
+    linear = linear.to(model.observer.k.device)
+    return compare(model, linear, partial(stream_rows, store, chunks, store.chunk_size))

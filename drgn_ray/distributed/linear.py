@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,10 +21,11 @@ from jaxtyping import Float64, Int
 from drgn_ray.config import ModelConfig, RunConfig, TrainingConfig, differences
 from drgn_ray.distributed.tasks import run_tasks
 from drgn_ray.models.curved import CurvedSubspace, bending_terms
-from drgn_ray.models.em import Subspace
+from drgn_ray.models.em import Subspace, search_box
 from drgn_ray.particles.backproject import mean_squared_ctf
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.physics.volume_lattice import resized
 from drgn_ray.progress import Progress
 from drgn_ray.training.checkpoint import Position, has_checkpoint, save_checkpoint
 from drgn_ray.training.compare import evidence_bounds, gain
@@ -39,6 +41,7 @@ from drgn_ray.training.subspace import (
     expect,
     fitted,
     log_likelihoods,
+    noise_beside,
     predictions,
     prepare,
     solved,
@@ -51,20 +54,22 @@ START_ITERATIONS = 4  # of each start, before the better one goes on
 ITERATIONS = 4  # then, and at each further radius,
 TRIAL_ITERATIONS = 2  # after those that decide whether the radius is worth it
 LEAST_TOLD = 0.005  # of what latents tell of an image: with less, more shells are not worth their cost
-CLEAR = 2.0  # standard errors by which latents must be better than one volume
 REFINEMENTS = 2  # with the images that were held out
 SPARE = 4  # components kept above those that were found at a smaller radius
 MOST_SEARCHED = 50_000  # images, which tell 20 components; all are used in the end
 BENDING_SHELLS = 4  # box sizes over the radius up to which bent and straight volumes are compared
+NOISE_IMAGES = 1_000
 IMAGES_A_PART = 4_000
 MOST_TASKS = 128
 
-Listen = Callable[[Mapping[str, float]], None]
+Listen = Callable[[int, Mapping[str, float]], None]
 
 
 def fit_start(config: RunConfig, store: ParticleStore, run: RunDirectory) -> None:
     """Fit what a run's network starts from, as a run of its own within the run."""
     if config.model.start == "none":
+        return
+    if has_checkpoint(run.checkpoints):
         return
     start = RunDirectory(run.start)
     zdim = max(config.model.zdim, config.model.num_basis) if config.model.start == "linear" else 0
@@ -88,7 +93,8 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
     start = time.monotonic()
     order = particle_order(config, store)
     chunks = order.train_chunks()
-    seen, workers = order.num_rows(chunks), config.resources.num_workers
+    seen = order.num_rows(chunks)
+    workers = config.resources.num_workers if config.resources.num_workers > 1 else 0  # one would do what this one can
     position = Position(next_slice=order.slices_per_epoch, images_seen=seen)
     reporter.begin(Position())
     subspace, radius = fit_linear(
@@ -96,8 +102,8 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
         chunks,
         zdim=config.model.zdim,
         seed=config.training.seed,
-        num_workers=workers if workers > 1 else 0,  # one would do here what this process can do
-        listen=lambda metrics: reporter.interval(0, metrics),
+        num_workers=workers,
+        listen=reporter.interval,
     )
     model = model_for(config, store)
     model.start_from(subspace, radius)
@@ -119,7 +125,7 @@ def fit_linear(
     zdim: int,
     seed: int = 0,
     num_workers: int = 0,
-    listen: Listen = lambda metrics: None,
+    listen: Listen = lambda radius, metrics: None,
 ) -> tuple[Subspace, int]:
     """Find the subspace that some chunks of a store ask for.
 
@@ -132,7 +138,7 @@ def fit_linear(
     num_workers
         Tasks at a time; 0: this process.
     listen
-        Hears what every stage found.
+        Hears what was found at every radius.
 
     Returns
     -------
@@ -151,6 +157,7 @@ class _Search:
     ) -> None:
         self.store, self.num_workers, self.listen = store, num_workers, listen
         self.mean_squared_ctf = mean_squared_ctf(store)
+        self.prepared_radius = 0
         count = min(max(MOST_SEARCHED // store.chunk_size, 1), len(chunks))
         subset = chunks[np.linspace(0, len(chunks) - 1, count).astype(int)]
         self.groups = np.array_split(subset, max(count * store.chunk_size // IMAGES_A_PART, 1))
@@ -197,7 +204,7 @@ class _Search:
 
     def _prepare(self, radius: int) -> None:
         """Put the coefficients up to a radius into memory, if they are not there."""
-        if getattr(self, "prepared_radius", 0) >= radius:
+        if self.prepared_radius >= radius:
             return
         self.prepared_radius = radius
         groups = enumerate(self.groups)
@@ -233,43 +240,33 @@ class _Search:
         gains = self._likelihoods(subspace, radius)
         gains -= gains[:, :1]
         best = int(gains.mean(axis=0).argmax())
-        behind = [_mean(gains[:, best] - column) for column in gains.T]
-        chosen = max(count for count, (mean, error) in enumerate(behind) if mean <= error)
-        gain, error = _mean(gains[:, best])
-        if gain < CLEAR * error:
-            chosen, gain, error = 0, 0.0, 0.0
+        as_good = [not gain(gains[:, best], column).is_beyond(1) for column in gains.T]
+        gained = gain(gains[:, best], gains[:, 0])
+        chosen = int(np.flatnonzero(as_good)[-1]) if gained.is_clear else 0
         logger.info(
-            "radius %d: %d of %d components, held-out gain %.2f ± %.2f nats an image over one volume",
+            "radius %d: %d of %d components; the best number tells held-out images %s nats better than one volume",
             radius,
             chosen,
             subspace.num_components,
-            gain,
-            error,
+            gained,
         )
-        self.listen({"em/radius": radius, "em/num_components": chosen, "em/held_out_gain": gain})
+        self.listen(radius, {"em/radius": radius, "em/num_components": chosen, "em/held_out_gain": gained.mean})
         return chosen
 
     def _tells_more(self, subspace: Subspace, radius: int, next_radius: int) -> bool:
         """Whether shells up to the next radius tell more of the latents than they add noise."""
         score = self._judge(predictions, subspace, (0, radius, next_radius))
-        gain, error = _mean(score[:, 2] - score[:, 1])
-        told, _ = _mean(score[:, 1] - score[:, 0])
-        more = gain > max(error, LEAST_TOLD * told)
+        gained, told = gain(score[:, 2], score[:, 1]), gain(score[:, 1], score[:, 0])
+        more = gained.is_beyond(1) and gained.mean > LEAST_TOLD * told.mean
         logger.info(
-            "shells %d to %d tell %s of the latents (held-out halves of images: better by %.3f ± %.3f nats of %.2f)",
+            "shells %d to %d tell %s of the latents (held-out halves of images: better by %s nats of %.2f)",
             radius + 1,
             next_radius,
             "more" if more else "too little",
-            gain,
-            error,
-            told,
+            gained,
+            told.mean,
         )
         return more
-
-
-def _mean(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
 
 
 def _bend(
@@ -285,7 +282,8 @@ def _bend(
     subspace, of_ctf = model.subspace, mean_squared_ctf(store)
     degrees = bending_terms(subspace.volumes[1:])
     radius, half = int(model.radius), store.info.box_size // 2
-    work = Pass(subspace, subspace.num_components, radius, half, of_ctf, everything=True, degrees=degrees)
+    few = replace(subspace, volumes=resized(subspace.volumes, search_box(store.info.box_size, radius)))
+    work = Pass(few, subspace.num_components, radius, half, of_ctf, everything=True, degrees=degrees)
     model.bend(degrees, solved(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0).volumes)
     if not len(straight):
         return
@@ -311,7 +309,9 @@ def _all_shells(
     """Fit the volumes to all shells of all images, with the latents that the search's volumes tell."""
     of_ctf = mean_squared_ctf(store)
     work = Pass(subspace, subspace.num_components, radius, store.info.box_size // 2, of_ctf, everything=True)
-    return fitted(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0)
+    found = fitted(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0)
+    # The search's volumes end at its radius; beyond, it has taken all power for noise.
+    return replace(found, noise=noise_beside(store, chunks[: max(NOISE_IMAGES // store.chunk_size, 1)], found, radius))
 
 
 def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass, num_workers: int) -> Sums:

@@ -42,7 +42,7 @@ def check(config: settings.RunConfig, store: ParticleStore) -> None:
     """Refuse settings that these particles and workers cannot be trained with."""
     particle_order(config, store)
     workers = config.resources.num_workers
-    if config.training.batch_size % max(workers, 1):
+    if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
         raise ConfigError(
             f"--batch-size {config.training.batch_size}",
             f"it cannot be shared equally by {workers} workers",

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drgn_ray.models.em import Posterior, Subspace
+from drgn_ray.models.em import LEAST_CONTRAST, Posterior, Subspace
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.physics.observation import Observer
 
@@ -52,8 +52,7 @@ class CurvedSubspace(LinearSubspace):
 
     def bend(self, degrees: Int[Tensor, "T M"], volumes: Float[Tensor, "C D D D"]) -> None:
         """Take the terms, and the volumes that were fitted to them."""
-        self.register_buffer("degrees", degrees)
-        self.register_buffer("curved_volumes", volumes.float().cpu())
+        self._hold(degrees=degrees, curved_volumes=volumes.float())
 
     @property
     def decoded(self) -> Float[Tensor, "C D D D"]:
@@ -97,7 +96,7 @@ def bent(found: Posterior, degrees: Int[Tensor, "T M"], generator: torch.Generat
     noise = torch.randn(NUM_SAMPLES, *found.mean.shape, generator=generator, device=found.mean.device)
     drawn = found.mean + torch.einsum("bij,sbj->sbi", factor, noise)
     contrast = drawn[..., :1]
-    c = contrast * hermite(drawn[..., 1:] / contrast, degrees)
+    c = contrast * hermite(drawn[..., 1:] / contrast.clamp_min(LEAST_CONTRAST), degrees)
     mean = c.mean(dim=0)
     left = c - mean
     return Posterior(mean, torch.einsum("sbi,sbj->bij", left, left) / NUM_SAMPLES, found.log_likelihood)

@@ -32,6 +32,7 @@ POWER_ROUNDS = 6
 # noise as the sum of s²: by this less, the mean of s² over the mean of s for points anywhere between lattice points.
 NOISE_SHARE = (2 / 3) ** 3
 CONTRAST_VARIANCES = (1e-4, 1.0)
+LEAST_CONTRAST = 0.5  # that is divided by
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,11 @@ class Viewer:
         return posterior(self.evidence(self.slices(seen), seen), self.contrast_variance)
 
 
+def search_box(box_size: int, radius: int) -> int:
+    """Box whose lattice has room for |k| <= radius."""
+    return min(2 * (radius + 2), box_size)
+
+
 def residual_power(
     slices: Complex[Tensor, "B P C"], coefficients: Complex[Tensor, "B P"], found: Posterior
 ) -> Float[Tensor, " P"]:
@@ -158,12 +164,12 @@ def pairs(matrices: Float[Tensor, "B C C"]) -> Float[Tensor, "B Q"]:
     return matrices[..., row, column]
 
 
-def matrices(pairs_of: Float[Tensor, "B Q"], num_volumes: int) -> Float[Tensor, "B C C"]:
+def symmetric(upper: Float[Tensor, "B Q"], num_volumes: int) -> Float[Tensor, "B C C"]:
     """Undo `pairs`."""
     row, column = torch.triu_indices(num_volumes, num_volumes)
-    full = pairs_of.new_empty(*pairs_of.shape[:-1], num_volumes, num_volumes)
-    full[..., row, column] = pairs_of
-    full[..., column, row] = pairs_of
+    full = upper.new_empty(*upper.shape[:-1], num_volumes, num_volumes)
+    full[..., row, column] = upper
+    full[..., column, row] = upper
     return full
 
 
@@ -183,33 +189,34 @@ def maximise(
         Of the components, as a share of the consensus's in the same shell.
     """
     shells, num_shells = lattice_shells(sums), len(per_noise)
-    where = torch.nonzero((shells > 0) & (shells < num_shells), as_tuple=True)
-    shell = shells[where]
-    rows = sums[where].double() * (per_noise.double() / NOISE_SHARE)[shell, None]
-    data = torch.stack([rows[:, :num_volumes], rows[:, num_volumes : 2 * num_volumes]], dim=-1)
-    weight = matrices(rows[:, 2 * num_volumes :], num_volumes)
-    times = torch.where(where[2] > 0, 2.0, 1.0)  # points with k_x > 0 stand for their mirror images too
-    mean_weight = _over_shells(weight[:, 0, 0] * times, shell, num_shells) / _over_shells(times, shell, num_shells)
-    counted = times * (weight[:, 0, 0] > LEAST_WEIGHT * mean_weight[shell])
-    prior = 1e-6 * weight.diagonal(dim1=1, dim2=2).mean(dim=0).expand(num_shells, -1)
-    for _ in range(POWER_ROUNDS):
-        inverse = torch.linalg.inv(weight + torch.diag_embed(prior[shell]))
-        values = inverse @ data
-        told = 1 - inverse.diagonal(dim1=1, dim2=2) * prior[shell]  # by the data, the rest by the prior
-        squares = _over_shells((values**2).sum(-1) * counted[:, None], shell, num_shells)
-        power = squares / _over_shells(told * counted[:, None], shell, num_shells).clamp_min(1e-9)
-        power[:, 1:] = torch.maximum(power[:, 1:], least_power * power[:, :1])
-        prior = 1 / power.clamp_min(1e-30)
     lattice = torch.zeros(*shells.shape, num_volumes, 2, device=sums.device)
-    lattice[where] = values.float()
+    for shell in range(1, num_shells):  # of which each has a prior of its own
+        where = torch.nonzero(shells == shell, as_tuple=True)
+        rows = sums[where].double() * (float(per_noise[shell]) / NOISE_SHARE)
+        times = torch.where(where[2] > 0, 2.0, 1.0)  # points with k_x > 0 stand for their mirror images too
+        lattice[where] = _maximise_shell(rows, times.double(), num_volumes, least_power).float()
     volumes = volumes_of(torch.view_as_complex(lattice))
     size = volumes.shape[-1]
     # The envelope is that of the sums, and once more the one that `volumes_of` multiplies by.
     return in_solvent(volumes / envelope(size, volumes.device) ** 2)
 
 
-def _over_shells(values: Float[Tensor, "N *C"], shell: Int[Tensor, " N"], num_shells: int) -> Float[Tensor, "R *C"]:
-    return values.new_zeros(num_shells, *values.shape[1:]).index_add_(0, shell, values)
+def _maximise_shell(
+    rows: Float[Tensor, "N K"], times: Float[Tensor, " N"], num_volumes: int, least_power: float
+) -> Float[Tensor, "N C 2"]:
+    data = torch.stack([rows[:, :num_volumes], rows[:, num_volumes : 2 * num_volumes]], dim=-1)
+    weight = symmetric(rows[:, 2 * num_volumes :], num_volumes)
+    of_consensus = weight[:, 0, 0]
+    counted = (times * (of_consensus > LEAST_WEIGHT * (of_consensus * times).sum() / times.sum()))[:, None]
+    prior = (1e-6 * weight.diagonal(dim1=1, dim2=2).mean(dim=0)).clamp_min(1e-30)
+    for _ in range(POWER_ROUNDS):
+        inverse = torch.linalg.inv(weight + torch.diag(prior))
+        values = inverse @ data
+        told = 1 - inverse.diagonal(dim1=1, dim2=2) * prior  # by the data, the rest by the prior
+        power = ((values**2).sum(dim=-1) * counted).sum(dim=0) / (told * counted).sum(dim=0).clamp_min(1e-9)
+        power[1:] = torch.maximum(power[1:], least_power * power[0])
+        prior = 1 / power.clamp_min(1e-30)
+    return values
 
 
 def whiten(

@@ -79,7 +79,7 @@ class ResidualEncoder(Encoder):
 
     @property
     def usual_beta(self) -> float:
-        """Be cryoDRGN's default."""
+        """1/zdim, cryoDRGN's default."""
         return 1 / self.zdim
 
 
@@ -116,7 +116,7 @@ class PosteriorEncoder(Encoder):
 
     @property
     def usual_beta(self) -> float:
-        """Be what makes the loss the negative ELBO, but for a factor: twice the power of the noise."""
+        """Twice the noise's power, which makes the loss the negative ELBO up to a factor."""
         return 2 * float(self.linear.noise[1:].mean())
 
     def start_from(self, subspace: Subspace, radius: int) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss
-from drgn_ray.models.em import Posterior, Subspace, Viewer
+from drgn_ray.models.em import LEAST_CONTRAST, Posterior, Subspace, Viewer, search_box
 from drgn_ray.models.model import Model
 from drgn_ray.physics.gridding import interpolate
 from drgn_ray.physics.observation import Observation, Observer
-from drgn_ray.physics.volume_lattice import lattice_of
+from drgn_ray.physics.volume_lattice import lattice_of, resized
 
 
 class LinearSubspace(Model):
@@ -46,12 +46,17 @@ class LinearSubspace(Model):
         super().__init__(observer=observe(radius=None))
         size = self.observer.box_size
         self.observe = observe
-        self._hold(torch.zeros(1, size, size, size), torch.ones(size // 2 + 1), torch.tensor(0.0), torch.tensor(1))
+        nothing = Subspace(torch.zeros(1, size, size, size), torch.ones(size // 2 + 1), 0.0)
+        LinearSubspace.start_from(self, nothing, 1)
 
     def start_from(self, subspace: Subspace, radius: int) -> None:
         """See `Model.start_from`; it is all that there is to do."""
-        variance = torch.tensor(subspace.contrast_variance)
-        self._hold(subspace.volumes.float().cpu(), subspace.noise.float().cpu(), variance, torch.tensor(radius))
+        self._hold(
+            volumes=subspace.volumes.float(),
+            noise=subspace.noise.float(),
+            contrast_variance=torch.tensor(subspace.contrast_variance),
+            radius=torch.tensor(radius),
+        )
 
     @property
     def zdim(self) -> int:
@@ -84,6 +89,18 @@ class LinearSubspace(Model):
         observer, viewer = self._inference
         return _latent(viewer.posterior(observer(batch)))
 
+    def draw(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, " B"]]:
+        """See `Model.draw`; the dimensions of a posterior are correlated here."""
+        observer, viewer = self._inference
+        found = viewer.posterior(observer(batch))
+        contrast = found.mean[:, :1].clamp_min(LEAST_CONTRAST)
+        mean, covariance = found.mean[:, 1:] / contrast, found.covariance[:, 1:, 1:] / contrast[..., None] ** 2
+        factor = torch.linalg.cholesky(covariance)
+        z = mean + torch.einsum("bij,bj->bi", factor, torch.randn_like(mean))
+        log_determinant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
+        return z, (trace + (mean**2).sum(dim=1) - self.zdim - log_determinant) / 2
+
     def infer(self, seen: Observation) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of images that are seen at all points, without a window."""
         within = torch.linalg.vector_norm(self.observer.k.float(), dim=1) <= self.radius
@@ -94,7 +111,9 @@ class LinearSubspace(Model):
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
         """See `Model.decode_slices`."""
-        slices = interpolate(lattice_of(self.decoded).contiguous(), self.observer.k, rotation)
+        if self._decoded is None or self._decoded.device != self.decoded.device:
+            self._decoded = lattice_of(self.decoded).contiguous()
+        slices = interpolate(self._decoded, self.observer.k, rotation)
         combined = torch.einsum("bpc,bc->bp", slices, self.coefficients(z).to(slices.dtype))
         return combined.real, combined.imag
 
@@ -111,25 +130,29 @@ class LinearSubspace(Model):
         """Say how much of each volume there is."""
         return torch.cat([z.new_ones(len(z), 1), z], dim=1)
 
-    def _hold(self, *found: Tensor) -> None:
-        for name, value in zip(LinearSubspace.FOUND, found, strict=True):
-            self.register_buffer(name, value)
-        self._made: tuple[Observer, Viewer] | None = None
+    def _hold(self, **found: Tensor) -> None:
+        for name, value in found.items():
+            self.register_buffer(name, value.detach().clone().to(self.observer.k.device))
+        self._seen: tuple[Observer, Viewer] | None = None
+        self._decoded: Complex[Tensor, "S S H C"] | None = None
 
     @property
     def _inference(self) -> tuple[Observer, Viewer]:
         """Observer and viewer of the shells that tell the latent, on the device of the volumes."""
-        if self._made is None or self._made[1].k.device != self.volumes.device:
+        if self._seen is None or self._seen[1].k.device != self.volumes.device:
             observer = self.observe(radius=int(self.radius)).to(self.volumes.device)
-            self._made = observer, Viewer(self.subspace, observer.k)
-        return self._made
+            few = resized(self.volumes, search_box(observer.box_size, int(self.radius)))
+            viewer = Viewer(Subspace(few, self.noise, float(self.contrast_variance)), observer.k)
+            self._seen = observer, viewer
+        return self._seen
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        for name in self.FOUND:  # of as many components as there are
-            self.register_buffer(name, torch.empty_like(state_dict[prefix + name]))
-        self._made = None
+        self._hold(**{name: state_dict[prefix + name] for name in self.FOUND})  # of as many components as there are
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _latent(found: Posterior) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-    return found.mean[:, 1:], found.covariance.diagonal(dim1=1, dim2=2)[:, 1:].log()
+    """Mean and log-variance of z, from those of the contrast and of the contrast times z."""
+    contrast = found.mean[:, :1].clamp_min(LEAST_CONTRAST)
+    variance = found.covariance.diagonal(dim1=1, dim2=2)[:, 1:]
+    return found.mean[:, 1:] / contrast, (variance / contrast**2).log()

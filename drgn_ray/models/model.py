@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drgn_ray.models.elbo import ElboTerms
+from drgn_ray.models.elbo import ElboTerms, kl_divergence, sample_latent
 from drgn_ray.models.em import Subspace
 from drgn_ray.physics.observation import Observer
 
@@ -55,6 +55,11 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
+
+    def draw(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, " B"]]:
+        """Draw a latent from each posterior; and the KL divergence of the posteriors from the prior, nats."""
+        z_mu, z_logvar = self.encode(batch)
+        return sample_latent(z_mu, z_logvar), kl_divergence(z_mu, z_logvar).sum(dim=1)
 
     @abstractmethod
     def decode_slices(

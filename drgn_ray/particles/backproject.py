@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from drgn_ray.errors import StoreError
-from drgn_ray.particles.loader import to_batch
+from drgn_ray.particles.loader import refuse_not_finite, to_batch
 from drgn_ray.particles.normalise import sample_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.backproject import BackProjector
@@ -188,10 +187,7 @@ def _batches(
 def _prepared(
     batch: dict[str, Tensor], store: ParticleStore, method: Method, device: torch.device
 ) -> dict[str, Tensor]:
-    finite = batch["images"].float().sum(dim=(1, 2)).isfinite()
-    if not finite.all():
-        row = int(batch["source_row"][~finite][0])
-        raise StoreError(store.path, "this image holds values that are no numbers", "leave it out with --ind", row)
+    refuse_not_finite(store, batch)
     if method.dose_per_tilt is not None:
         rank = batch["tilt_index"].float()
         cosine = torch.cos(torch.deg2rad(method.angle_per_tilt * torch.ceil(rank / 2)))

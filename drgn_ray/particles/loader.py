@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from drgn_ray.errors import StoreError
 from drgn_ray.particles.order import Block, ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 
@@ -67,3 +68,11 @@ def _read_ahead(store: ParticleStore, order: ParticleOrder, blocks: list[Block])
                 return
             yield waiting.result()
             waiting = following
+
+
+def refuse_not_finite(store: ParticleStore, batch: Mapping[str, Tensor]) -> None:
+    """Refuse images that hold values that are no numbers, of which one would spoil every sum."""
+    finite = batch["images"].float().sum(dim=(1, 2)).isfinite()
+    if not finite.all():
+        row = int(batch["source_row"][~finite][0])
+        raise StoreError(store.path, "this image holds values that are no numbers", "leave it out with --ind", row)

@@ -55,7 +55,8 @@ def translate(
     coefficients: Complex[Tensor, "B P"], shift_px: Float[Tensor, "B 2"], freq: Float[Tensor, "P 2"]
 ) -> Complex[Tensor, "B P"]:
     """Move the image content by `shift_px` (x, y), px: F'(k) = F(k) exp(-2πi k·t)."""
-    angle = -2 * torch.pi * shift_px @ freq.T
+    # No matrix product, which autocast would take to bfloat16.
+    angle = -2 * torch.pi * (shift_px[:, :1] * freq[:, 0] + shift_px[:, 1:] * freq[:, 1])
     return coefficients * torch.polar(torch.ones_like(angle), angle)
 
 

@@ -1,4 +1,4 @@
-"""Adding points of central slices to a 3-D lattice: the inner loop of back-projection.
+"""Adding points of central slices to a 3-D lattice and reading them from it: the inner loops of maps and of EM.
 
 Sums are kept for the half-space k_x >= 0 of a real volume, as an array (z, y, x, 3) of real part, imaginary part and
 weight, with the origin at (D/2 + 1, D/2 + 1, 0).  A point with k_x < 0 is added at -k as its conjugate; in the plane
@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+_MOST_NUMBERS = 1 << 27  # in a temporary array of torch's operations
 Kernel = Literal["trilinear", "cryodrgn"]
 
 
@@ -297,6 +298,11 @@ def insert_moments_with_torch(
     rotation: Float[Tensor, "B 3 3"],
 ) -> None:
     """Do what `insert_moments` does with torch's operations alone, on any device."""
+    at_once = max(_MOST_NUMBERS // (values.shape[1] * sums.shape[-1]), 1)
+    if len(values) > at_once:
+        for part in zip(*(each.split(at_once) for each in (values, weights, first, second, rotation)), strict=True):
+            insert_moments_with_torch(sums, *part[:4], k, part[4])
+        return
     where, mirrored = _points(k, rotation)
     imag = torch.where(mirrored, -values.imag, values.imag)
     rows = torch.cat(
@@ -316,7 +322,9 @@ def _points(
     k: Int[Tensor, "P 2"], rotation: Float[Tensor, "B 3 3"]
 ) -> tuple[Float[Tensor, "B P 3"], Bool[Tensor, "B P"]]:
     """Where the points of the slices lie, mirrored to k_x >= 0, and which were mirrored."""
-    where = k.to(rotation.dtype) @ rotation[:, :2, :]
+    # No matrix product, which autocast would take to bfloat16.
+    kx, ky = k.to(rotation.dtype)[:, :, None].unbind(1)
+    where = kx * rotation[:, :1, :] + ky * rotation[:, 1:2, :]
     mirrored = where[..., 0] < 0
     return torch.where(mirrored[..., None], -where, where), mirrored
 

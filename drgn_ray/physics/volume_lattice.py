@@ -47,6 +47,14 @@ def volumes_of(lattice: Complex[Tensor, "S S H C"]) -> Float[Tensor, "C D D D"]:
     return torch.fft.fftshift(volumes, dim=_AXES) * envelope(size, lattice.device)
 
 
+def resized(volumes: Float[Tensor, "C D D D"], box_size: int) -> Float[Tensor, "C d d d"]:
+    """Volumes whose lattice is the middle of the lattice of larger ones: the same slices, up to fewer shells."""
+    lattice = lattice_of(volumes)
+    beyond = (volumes.shape[-1] - box_size) // 2
+    middle = slice(beyond, lattice.shape[0] - beyond)
+    return volumes_of(lattice[middle, middle, : lattice.shape[2] - beyond].contiguous())
+
+
 def lattice_shells(lattice: Tensor) -> Int[Tensor, "S S H"]:
     """Shell round(|k|) of every point of a lattice or of its sums."""
     side, half = lattice.shape[1:3]

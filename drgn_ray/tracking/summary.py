@@ -26,7 +26,9 @@ def summary(
         *(() if comparison is None else _compared(comparison)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    kmeans = analysis.kmeans_folder
+    kmeans, config = analysis.kmeans_folder, run.config()
+    again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
+    longer = "" if config.model.is_fitted else f"    {again} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
     return f"""| | |
 |---|---|
 {table}
@@ -39,12 +41,11 @@ def summary(
 
     drgn-ray decode {run.path} --particles 0,17,1204 -o volumes/
     drgn-ray analyze {run.path} --ksample 50
-    drgn-ray train {run.config().particles} -o {run.path} -n {2 * int(last.get("epoch", 10))}     # train longer
-"""
+{longer}"""
 
 
 def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, against: Correlation) -> str:
-    """Markdown of a finished homogeneous run; `against` is its FSC with the back-projection."""
+    """Markdown of a finished run without latents; `against` is its FSC with the back-projection."""
     last = position.history[-1] if position.history else {}
     rows = [
         ("particles", f"{info.num_particles:,} of {info.box_size} px, {info.apix:.4g} Å/px"),

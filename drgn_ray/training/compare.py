@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from drgn_ray.models.elbo import kl_divergence, sample_latent
 from drgn_ray.models.em import shells_of
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 
 NUM_DRAWS = 4  # of each image's latent
-CLEAR = 1.0  # standard errors by which a model must be better
+CLEAR = 2  # standard errors by which a model must be better
+MOST_IMAGES = 2_000
 
 
 class Gain(NamedTuple):
@@ -28,10 +28,14 @@ class Gain(NamedTuple):
     @property
     def is_clear(self) -> bool:
         """Whether the first model is better by more than chance."""
-        return self.mean > CLEAR * self.error
+        return self.is_beyond(CLEAR)
+
+    def is_beyond(self, errors: int) -> bool:
+        """Whether the difference is so many standard errors."""
+        return self.mean > errors * self.error
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} ± {self.error:.2f}"
+        return f"{self.mean:+.3f} ± {self.error:.3f}"
 
 
 def gain(model: Float64[np.ndarray, " n"], other: Float64[np.ndarray, " n"]) -> Gain:
@@ -44,6 +48,7 @@ class Comparison(NamedTuple):
     """What a model and the linear subspace gain over one volume for all, on images that neither was fitted to."""
 
     num_images: int
+    has_latents: bool
     model: Gain
     linear: Gain
     model_over_linear: Gain
@@ -51,13 +56,13 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         """Say whether the model was worth it."""
+        started_from = "the linear subspace" if self.has_latents else "the one volume"
         if self.model_over_linear == Gain(0.0, 0.0):
-            return f"the linear subspace, better than one volume for all by {self.linear} nats an image"
+            return f"{started_from}, better than one volume for all by {self.linear} nats an image"
         if self.model_over_linear.is_clear:
-            return f"better than the linear subspace by {self.model_over_linear} nats an image"
+            return f"better than {started_from} that it started from, by {self.model_over_linear} nats an image"
         return (
-            f"not (yet) worth its cost: {self.model_over_linear} nats an image against the linear subspace that it"
-            " started from"
+            f"not (yet) worth its cost: {self.model_over_linear} nats an image against {started_from} it started from"
         )
 
 
@@ -75,7 +80,11 @@ def compare(model: Model, linear: LinearSubspace, batches: Callable[[], Iterable
         evidence_bounds(each, linear, batches()) for each in (model, linear, consensus)
     )
     return Comparison(
-        len(of_model), gain(of_model, of_consensus), gain(of_linear, of_consensus), gain(of_model, of_linear)
+        len(of_model),
+        linear.zdim > 0,
+        gain(of_model, of_consensus),
+        gain(of_linear, of_consensus),
+        gain(of_model, of_linear),
     )
 
 
@@ -93,18 +102,19 @@ def evidence_bounds(
         Shells up to which images are compared; None: all.
     """
     observer = linear.observer
-    shell = shells_of(observer.k)
+    shell, device = shells_of(observer.k), observer.k.device
     noise = torch.where(shell <= (radius or observer.box_size), linear.noise[shell], torch.inf)
     parts = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
+            batch = {name: values.to(device) for name, values in batch.items()}
             seen = observer(batch)
-            z_mu, z_logvar = model.encode(batch)
-            told = torch.zeros(len(z_mu))
+            bound = torch.zeros(len(seen.rotation), device=device)
             for _ in range(NUM_DRAWS):
-                slices = torch.complex(*model.decode_slices(sample_latent(z_mu, z_logvar), seen.rotation)) * seen.ctf
+                z, kld = model.draw(batch)
+                slices = torch.complex(*model.decode_slices(z, seen.rotation)) * seen.ctf
                 misfit = (seen.coefficients - slices).abs() ** 2 - seen.coefficients.abs() ** 2
-                told -= (misfit / noise).sum(dim=1) / NUM_DRAWS
-            parts.append((told - kl_divergence(z_mu, z_logvar).sum(dim=1)).double().numpy())
+                bound -= ((misfit / noise).sum(dim=1) + kld) / NUM_DRAWS
+            parts.append(bound.double().cpu().numpy())
     return np.concatenate([np.zeros(0), *parts])

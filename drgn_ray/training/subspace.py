@@ -25,10 +25,11 @@ from drgn_ray.models.em import (
     pairs,
     posterior,
     residual_power,
+    search_box,
     shells_of,
     whiten,
 )
-from drgn_ray.particles.loader import stream_rows
+from drgn_ray.particles.loader import refuse_not_finite, stream_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.backproject import balance
 from drgn_ray.physics.gridding import complete_plane, empty_moment_sums, insert_moments
@@ -69,7 +70,9 @@ class Pass:
         Largest |k| of what the posteriors look at.
     insert_radius
         Largest |k| of what is inserted.
-    held_out
+    mean_squared_ctf
+        Of all images, at the radii 0 to D/2.
+    everything
         Take all images, not only those that are fitted while the model is chosen.
     seed
         Of the latents that are drawn.
@@ -110,9 +113,12 @@ class Sums(NamedTuple):
 
 def added(parts: Iterator[Sums]) -> Sums:
     """Add up what several passes give."""
-    total = next(parts)
+    first = next(parts)
+    total = first._replace(moments=first.moments.copy())  # what comes from Ray cannot be written to
     for part in parts:
-        total = Sums(*(mine + its for mine, its in zip(total, part, strict=True)))
+        np.add(total.moments, part.moments, out=total.moments)
+        others = (mine + its for mine, its in zip(total[2:], part[2:], strict=True))
+        total = Sums(total.num_images + part.num_images, total.moments, *others)
     return total
 
 
@@ -139,10 +145,7 @@ def prepare(store_path: str, chunks: Sequence[int], radius: int, number: int) ->
     """Look at |k| <= radius of the images of some chunks."""
     store, device = ParticleStore(store_path), _device()
     observer = observer_of(store, radius).to(device)
-    seen = [
-        observer({name: values.to(device) for name, values in batch.items()})
-        for batch in stream_rows(store, chunks, BATCH_SIZE)
-    ]
+    seen = [observer(batch) for batch in _batches(store, chunks, device)]
     arrays = (torch.cat(parts).cpu().numpy() for parts in zip(*seen, strict=True))
     return Prepared(number, observer.k.cpu().numpy(), *arrays)
 
@@ -159,11 +162,6 @@ def observer_of(store: ParticleStore, radius: int | None = None) -> Observer:
         damping=store.has_damping,
         radius=radius,
     )
-
-
-def search_box(box_size: int, radius: int) -> int:
-    """Box whose lattice has room for |k| <= radius."""
-    return min(2 * (radius + 2), box_size)
 
 
 def expect(images: Prepared, work: Pass, box_size: int) -> Sums:
@@ -185,9 +183,33 @@ def accumulate(store_path: str, chunks: Sequence[int], work: Pass) -> Sums:
     store, device = ParticleStore(store_path), _device()
     observer = observer_of(store).to(device)
     summing = _Summing(observer.k, work, store.info.box_size, device, chunks[0])
-    for batch in stream_rows(store, chunks, BATCH_SIZE):
-        summing.add(observer({name: values.to(device) for name, values in batch.items()}))
+    for batch in _batches(store, chunks, device):
+        summing.add(observer(batch))
     return summing.sums()
+
+
+def noise_beside(store: ParticleStore, chunks: Sequence[int], subspace: Subspace, radius: int) -> Float64[Tensor, " R"]:
+    """Mean |residual|² of some images at all shells, with the latents that shells up to a radius tell."""
+    device = _device()
+    observer = observer_of(store).to(device)
+    viewer, shells = Viewer(subspace, observer.k), shells_of(observer.k)
+    within = torch.linalg.vector_norm(observer.k.float(), dim=1) <= radius
+    power, num_images = torch.zeros(int(shells.max()) + 1, dtype=torch.float64, device=device), 0
+    for batch in _batches(store, chunks, device):
+        seen = observer(batch)
+        slices = viewer.slices(seen)
+        found = posterior(viewer.evidence(slices, seen, within), subspace.contrast_variance)
+        power.index_add_(0, shells, residual_power(slices, seen.coefficients, found).double())
+        num_images += len(seen.rotation)
+    noise = power / (torch.bincount(shells, minlength=len(power)) * num_images).clamp_min(1)
+    noise[0] = noise[1]
+    return noise.cpu()
+
+
+def _batches(store: ParticleStore, chunks: Sequence[int], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    for batch in stream_rows(store, chunks, BATCH_SIZE):
+        refuse_not_finite(store, batch)
+        yield {name: values.to(device) for name, values in batch.items()}
 
 
 def log_likelihoods(images: Prepared, subspace: Subspace, radius: int) -> Float64[np.ndarray, "n C"]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from scipy.cluster.vq import kmeans2
 
@@ -84,12 +83,11 @@ def test_one_volume_is_all_that_is_found_of_a_homogeneous_set(folder: Path) -> N
 
 
 def test_two_workers_find_the_subspace_that_one_process_finds(
-    composition: ParticleStore, monkeypatch: pytest.MonkeyPatch
+    composition: ParticleStore, monkeypatch: pytest.MonkeyPatch, ray_here: None
 ) -> None:
     monkeypatch.setattr("drgn_ray.distributed.linear.IMAGES_A_PART", 400)
     here, radius = fit_linear(composition, chunks(composition), zdim=4)
-    with ray.init(address="local", num_cpus=2, include_dashboard=False):
-        there, its_radius = fit_linear(composition, chunks(composition), zdim=4, num_workers=2)
+    there, its_radius = fit_linear(composition, chunks(composition), zdim=4, num_workers=2)
     assert (radius, here.num_components) == (its_radius, there.num_components)
     cosines = torch.linalg.svdvals(span(here).T @ span(there))
     assert cosines.min() > 0.999
@@ -99,3 +97,15 @@ def test_two_workers_find_the_subspace_that_one_process_finds(
 def test_more_components_than_asked_for_are_never_kept(composition: ParticleStore) -> None:
     subspace, _ = fit_linear(composition, chunks(composition), zdim=1)
     assert subspace.num_components == 1
+
+
+def test_a_straight_curved_model_is_left_on_a_homogeneous_set(folder: Path) -> None:
+    config = RunConfig(
+        particles=str(folder / "homogeneous.zarr"),
+        model=ModelConfig(model="curved", zdim=4),
+        resources=ResourcesConfig(num_workers=0),
+    )
+    run = RunDirectory(folder / "one_volume")
+    run.begin(config)
+    train(config, run, lambda: LogReporter(run, 1))
+    assert trained_zdim(run, config, ParticleStore(config.particles)) == 0

@@ -83,7 +83,10 @@ def test_yaml_settings_are_taken_and_flags_go_before_them(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("model: {zdmi: 3}", "model.zdmi = 3: extra inputs are not permitted"), ("model: {zdim: 0}", "model.zdim = 0: ")],
+    [
+        ("model: {zdmi: 3}", "model.zdmi = 3: extra inputs are not permitted"),
+        ("model: {zdim: -1}", "model.zdim = -1: "),
+    ],
 )
 def test_a_wrong_yaml_key_is_named(text: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text(text)

@@ -198,3 +198,10 @@ def test_moments_are_the_sums_of_every_volume_with_its_coefficients(
     for pair in range(3):
         alone = inserted(values, weights * second[:, pair, None], rotation)
         assert torch.allclose(moments[..., 4 + pair], alone[..., 2], atol=1e-4)
+
+
+def test_slices_are_as_exact_under_autocast(volumes: Tensor, rotation: Tensor) -> None:
+    """A rotation in bfloat16 would put points between other neighbours."""
+    exact = interpolate_with_torch(volumes, POINTS.k, rotation)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(interpolate_with_torch(volumes, POINTS.k, rotation), exact)
