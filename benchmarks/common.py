@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -47,6 +48,22 @@ def parse_against_cryodrgn(parser: argparse.ArgumentParser, *, cores: int, worke
     return arguments
 
 
+def run_measured(
+    words: Sequence[str], folder: Path, environment: Mapping[str, str], name: str
+) -> tuple[float, resource.struct_rusage]:
+    """Run a command in a folder; return the seconds it took, and what it and its children used."""
+    with tempfile.TemporaryFile() as log:
+        start = time.monotonic()
+        process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{name} ended with exit code {process.returncode}:\n{log.read().decode()}")
+    return seconds, usage
+
+
 @dataclass
 class Contestant:
     """A command that is timed, and what was measured.
@@ -76,15 +93,7 @@ class Contestant:
             shutil.rmtree(output)
         output.unlink(missing_ok=True)
         os.sync()
-        with tempfile.TemporaryFile() as log:
-            start = time.monotonic()
-            process = subprocess.Popen(self.words, cwd=folder, env=self.environment, stdout=log, stderr=log)
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.monotonic() - start
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                log.seek(0)
-                raise SystemExit(f"{self.name} ended with exit code {process.returncode}:\n{log.read().decode()}")
+        seconds, usage = run_measured(self.words, folder, self.environment, self.name)
         return seconds, usage.ru_maxrss / 1024
 
     def measure(self, few: Path, many: Path) -> None:
@@ -144,7 +153,11 @@ def write_stack(
             file.data[start : start + count] = make_images(count)
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a Markdown table."""
-    for cells in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(cells)} |")
+    print(markdown_table(head, rows))
