@@ -48,7 +48,7 @@ def _embed(arguments: Arguments) -> None:
     run = RunDirectory(arguments.run)
     trained_on = ParticleStore(run.config().particles)
     if not trained_zdim(run, run.config(), trained_on):
-        raise ConfigError(str(run.path), "this run has one volume and no latents", "pass a run of --model vae")
+        raise ConfigError(str(run.path), "this run has one volume and no latents to embed", "pass another run")
     store = trained_on if arguments.particles is None else ParticleStore(arguments.particles)
     if arguments.particles is not None and arguments.output is None:
         raise ConfigError(

@@ -182,8 +182,11 @@ class _Search:
             candidate = self._iterate(few, radius, next_radius, TRIAL_ITERATIONS)
             if not self._tells_more(candidate, radius, next_radius):
                 break
-            subspace, radius = self._iterate(candidate, next_radius, next_radius, ITERATIONS), next_radius
-            chosen = self._choose(subspace, radius)
+            candidate = self._iterate(candidate, next_radius, next_radius, ITERATIONS)
+            chosen_there = self._choose(candidate, next_radius)
+            if not chosen_there:
+                break
+            subspace, radius, chosen = candidate, next_radius, chosen_there
         subspace = subspace.leading(chosen)
         for _ in range(REFINEMENTS):
             subspace = self._step(Pass(subspace, chosen, radius, radius, self.mean_squared_ctf, everything=True))
@@ -257,7 +260,7 @@ class _Search:
         """Whether shells up to the next radius tell more of the latents than they add noise."""
         score = self._judge(predictions, subspace, (0, radius, next_radius))
         gained, told = gain(score[:, 2], score[:, 1]), gain(score[:, 1], score[:, 0])
-        more = gained.is_beyond(1) and gained.mean > LEAST_TOLD * told.mean
+        more = gained.is_beyond(1) and gained.mean > LEAST_TOLD * told.mean > 0
         logger.info(
             "shells %d to %d tell %s of the latents (held-out halves of images: better by %s nats of %.2f)",
             radius + 1,

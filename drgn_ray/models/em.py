@@ -74,6 +74,14 @@ class Evidence(NamedTuple):
         """Of the first volumes alone."""
         return Evidence(self.gram[:, :num_volumes, :num_volumes], self.inner[:, :num_volumes], self.energy)
 
+    def pooled(self, particle: Int[Tensor, " B"]) -> tuple[Evidence, Int[Tensor, " B"]]:
+        """Add up what the images of each particle (tilts) say; and which of the particles each image is of."""
+        found, index = particle.unique(return_inverse=True)
+        if len(found) == len(particle):
+            return self, torch.arange(len(particle), device=particle.device)
+        sums = (each.new_zeros(len(found), *each.shape[1:]).index_add_(0, index, each) for each in self)
+        return Evidence(*sums), index
+
     def log_likelihood(self, c: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
         """Of the images, given their c."""
         squared = (c * (self.gram @ c[..., None])[..., 0]).sum(dim=-1)
@@ -86,6 +94,10 @@ class Posterior(NamedTuple):
     mean: Float[Tensor, "B C"]
     covariance: Float[Tensor, "B C C"]
     log_likelihood: Float[Tensor, " B"]
+
+    def of(self, index: Int[Tensor, " N"]) -> Posterior:
+        """Posteriors of some of the images or particles."""
+        return Posterior(*(each[index] for each in self))
 
 
 def shells_of(k: Int[Tensor, "P 2"]) -> Int[Tensor, " P"]:
@@ -139,9 +151,13 @@ class Viewer:
         inner = (of_volumes @ of_image[..., None])[..., 0]
         return Evidence(of_volumes @ of_volumes.mT, inner, (of_image**2).sum(dim=-1))
 
-    def posterior(self, seen: Observation) -> Posterior:
-        """Infer contrast and latent of images."""
-        return posterior(self.evidence(self.slices(seen), seen), self.contrast_variance)
+    def posterior(self, seen: Observation, particle: Int[Tensor, " B"] | None = None) -> Posterior:
+        """Infer contrast and latent of images, those of the same particle together."""
+        told = self.evidence(self.slices(seen), seen)
+        if particle is None:
+            return posterior(told, self.contrast_variance)
+        pooled, index = told.pooled(particle)
+        return posterior(pooled, self.contrast_variance).of(index)
 
 
 def search_box(box_size: int, radius: int) -> int:

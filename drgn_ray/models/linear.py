@@ -85,21 +85,24 @@ class LinearSubspace(Model):
         return elbo_terms(recon_loss, z_mu, z_logvar, 1.0, self.observer.num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Return (z_mu, z_logvar) of a batch."""
+        """Return (z_mu, z_logvar) of a batch; the images of one particle (tilts) have one posterior."""
         observer, viewer = self._inference
-        return _latent(viewer.posterior(observer(batch)))
+        return _latent(viewer.posterior(observer(batch), batch.get("particle")))
 
     def draw(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, " B"]]:
         """See `Model.draw`; the dimensions of a posterior are correlated here."""
         observer, viewer = self._inference
-        found = viewer.posterior(observer(batch))
+        particle = batch.get("particle", torch.arange(len(batch["rotation"]), device=self.volumes.device))
+        found = viewer.posterior(observer(batch), particle)
         contrast = found.mean[:, :1].clamp_min(LEAST_CONTRAST)
         mean, covariance = found.mean[:, 1:] / contrast, found.covariance[:, 1:, 1:] / contrast[..., None] ** 2
         factor = torch.linalg.cholesky(covariance)
         z = mean + torch.einsum("bij,bj->bi", factor, torch.randn_like(mean))
         log_determinant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
         trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
-        return z, (trace + (mean**2).sum(dim=1) - self.zdim - log_determinant) / 2
+        kld = (trace + (mean**2).sum(dim=1) - self.zdim - log_determinant) / 2
+        _, index, num_images = particle.unique(return_inverse=True, return_counts=True)
+        return z, kld / num_images[index]  # a particle's is shared out to its images
 
     def infer(self, seen: Observation) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of images that are seen at all points, without a window."""

@@ -37,7 +37,7 @@ from drgn_ray.physics.observation import Observation, Observer
 
 BATCH_SIZE = 256
 RESIDUAL_SAMPLE = 4  # every fourth image tells the noise
-HELD_OUT = 5  # every fifth image judges what is fitted to the others
+HELD_OUT = 5  # every fifth particle judges what is fitted to the others
 
 
 class Prepared(NamedTuple):
@@ -54,6 +54,7 @@ class Prepared(NamedTuple):
     coefficients: Complex64[np.ndarray, "n P"]
     ctf: Float32[np.ndarray, "n P"]
     rotation: Float32[np.ndarray, "n 3 3"]
+    particle: Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def prepare(store_path: str, chunks: Sequence[int], radius: int, number: int) ->
     """Look at |k| <= radius of the images of some chunks."""
     store, device = ParticleStore(store_path), _device()
     observer = observer_of(store, radius).to(device)
-    seen = [observer(batch) for batch in _batches(store, chunks, device)]
+    seen = [(*observer(batch), batch["particle"]) for batch in _batches(store, chunks, device)]
     arrays = (torch.cat(parts).cpu().numpy() for parts in zip(*seen, strict=True))
     return Prepared(number, observer.k.cpu().numpy(), *arrays)
 
@@ -173,8 +174,8 @@ def expect(images: Prepared, work: Pass, box_size: int) -> Sums:
         mine = mine[~held_out]
     k = torch.from_numpy(images.k.copy())
     summing = _Summing(k, work, search_box(box_size, work.insert_radius), device, images.number)
-    for rows in np.array_split(mine, max(len(mine) // BATCH_SIZE, 1)):
-        summing.add(_observation(images, rows))
+    for rows in _in_batches(mine, images.particle):
+        summing.add(_observation(images, rows), torch.from_numpy(images.particle[rows]).to(device))
     return summing.sums()
 
 
@@ -184,7 +185,7 @@ def accumulate(store_path: str, chunks: Sequence[int], work: Pass) -> Sums:
     observer = observer_of(store).to(device)
     summing = _Summing(observer.k, work, store.info.box_size, device, chunks[0])
     for batch in _batches(store, chunks, device):
-        summing.add(observer(batch))
+        summing.add(observer(batch), batch["particle"])
     return summing.sums()
 
 
@@ -213,11 +214,11 @@ def _batches(store: ParticleStore, chunks: Sequence[int], device: torch.device) 
 
 
 def log_likelihoods(images: Prepared, subspace: Subspace, radius: int) -> Float64[np.ndarray, "n C"]:
-    """Log-likelihood of each held-out image under the first 0, 1, ..., M components."""
+    """Log-likelihood of each held-out particle under the first 0, 1, ..., M components."""
     viewer, batches = _held_out_batches(images, subspace, radius)
     parts = []
-    for seen in batches:
-        told = viewer.evidence(viewer.slices(seen), seen)
+    for seen, particle in batches:
+        told, _ = viewer.evidence(viewer.slices(seen), seen).pooled(particle)
         of_leading = [
             posterior(told.leading(count), viewer.contrast_variance).log_likelihood
             for count in range(1, subspace.num_components + 2)
@@ -235,24 +236,26 @@ def predictions(images: Prepared, subspace: Subspace, radii: Sequence[int]) -> F
     viewer, batches = _held_out_batches(images, subspace, max(radii))
     telling, radius = viewer.k.sum(dim=1) % 2 == 0, torch.linalg.vector_norm(viewer.k.float(), dim=1)
     parts = []
-    for seen in batches:
+    for seen, particle in batches:
         slices = viewer.slices(seen)
-        judge = viewer.evidence(slices, seen, ~telling)
-        latents = [
-            posterior(viewer.evidence(slices, seen, telling & (radius <= within)), viewer.contrast_variance).mean
-            for within in radii
-        ]
+        judge, _ = viewer.evidence(slices, seen, ~telling).pooled(particle)
+        told = [viewer.evidence(slices, seen, telling & (radius <= within)).pooled(particle)[0] for within in radii]
+        latents = [posterior(each, viewer.contrast_variance).mean for each in told]
         parts.append(torch.stack([judge.log_likelihood(c) for c in latents], dim=-1))
     return torch.cat(parts).double().cpu().numpy()
 
 
-def _held_out_batches(images: Prepared, subspace: Subspace, radius: int) -> tuple[Viewer, Iterator[Observation]]:
+def _held_out_batches(
+    images: Prepared, subspace: Subspace, radius: int
+) -> tuple[Viewer, Iterator[tuple[Observation, Tensor]]]:
     k = torch.from_numpy(images.k.copy())
     within = _within(k, radius)
     viewer = Viewer(subspace, k[within].to(_device()))
     rows = np.flatnonzero(_held_out(images))
-    starts = range(0, len(rows), BATCH_SIZE)
-    return viewer, (_observation(images, rows[start : start + BATCH_SIZE], within) for start in starts)
+    return viewer, (
+        (_observation(images, some, within), torch.from_numpy(images.particle[some]).to(_device()))
+        for some in _in_batches(rows, images.particle)
+    )
 
 
 class _Summing:
@@ -276,14 +279,14 @@ class _Summing:
         if work.subspace is not None:
             self.viewer = Viewer(work.subspace, self.k[self.looked_at])
 
-    def add(self, seen: Observation) -> None:
+    def add(self, seen: Observation, particle: Tensor) -> None:
         """Take in a batch."""
         seen = Observation(seen.coefficients[:, self.points], seen.ctf[:, self.points], seen.rotation)
         residual = (seen.coefficients.abs() ** 2).sum(dim=0)
         if self.work.subspace is None:
             found = self._drawn(len(seen.rotation))
         else:
-            found, left = self._found(seen)
+            found, left = self._found(seen, particle)
             residual[self.looked_at] = left
             if self.work.degrees is not None:
                 found = bent(found, self.work.degrees.to(self.device), self.random)
@@ -310,10 +313,11 @@ class _Summing:
         nothing = torch.zeros(num_images, num_volumes, num_volumes, device=self.device)
         return Posterior(mean, nothing, nothing[:, 0, 0])
 
-    def _found(self, seen: Observation) -> tuple[Posterior, Tensor]:
+    def _found(self, seen: Observation, particle: Tensor) -> tuple[Posterior, Tensor]:
         looked_at = Observation(seen.coefficients[:, self.looked_at], seen.ctf[:, self.looked_at], seen.rotation)
         slices = self.viewer.slices(looked_at)
-        found = posterior(self.viewer.evidence(slices, looked_at), self.viewer.contrast_variance)
+        told, index = self.viewer.evidence(slices, looked_at).pooled(particle)
+        found = posterior(told, self.viewer.contrast_variance).of(index)
         sample = slice(None, None, RESIDUAL_SAMPLE)
         few = Posterior(*(each[sample] for each in found))
         return found, residual_power(slices[sample], looked_at.coefficients[sample], few) * len(slices) / len(few.mean)
@@ -336,8 +340,15 @@ def _within(k: Tensor, radius: int) -> Tensor:
 
 
 def _held_out(images: Prepared) -> Bool[np.ndarray, " n"]:
-    """Images that are not fitted while the model is chosen."""
-    return np.arange(len(images.rotation)) % HELD_OUT == HELD_OUT - 1
+    """Images of the particles that are not fitted while the model is chosen."""
+    return np.unique(images.particle, return_inverse=True)[1] % HELD_OUT == HELD_OUT - 1
+
+
+def _in_batches(rows: Int[np.ndarray, " n"], particle: Int[np.ndarray, " N"]) -> Iterator[Int[np.ndarray, " b"]]:
+    """Cut rows into batches, between particles."""
+    begins = np.flatnonzero(np.diff(particle[rows], prepend=-1))
+    cuts = begins[np.searchsorted(begins, np.arange(BATCH_SIZE, len(rows), BATCH_SIZE)).clip(max=len(begins) - 1)]
+    return (part for part in np.split(rows, np.unique(cuts)) if len(part))
 
 
 def _observation(images: Prepared, rows: Int[np.ndarray, " b"], points: Tensor | None = None) -> Observation:
