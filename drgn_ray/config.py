@@ -5,6 +5,7 @@ Frozen, and unknown keys are refused.  The docstring under a field is its ``--he
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -269,9 +270,13 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 def describe(error: PydanticError) -> str:
     """Say in one line what a validation found: key, value, rule."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg'].lower()}" for item in error.errors()
-    )
+    return "; ".join(map(_described, error.errors()))
+
+
+def _described(item: Mapping[str, Any]) -> str:
+    if item["type"] == "value_error":  # of a rule of ours, which names the settings itself
+        return str(item["ctx"]["error"])
+    return f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg'].lower()}"
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

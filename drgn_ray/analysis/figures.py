@@ -58,7 +58,8 @@ def learning_curve(history: Sequence[dict[str, float]]) -> Figure:
             right.plot(epochs, [line[f"{name}/kld"] for line in history], marker=".", label=label)
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="KL divergence, nats")
-    left.legend()
+    if left.lines:
+        left.legend()
     return figure
 
 

@@ -59,6 +59,7 @@ SPARE = 4  # components kept above those that were found at a smaller radius
 MOST_SEARCHED = 50_000  # images, which tell 20 components; all are used in the end
 BENDING_SHELLS = 4  # box sizes over the radius up to which bent and straight volumes are compared
 NOISE_IMAGES = 1_000
+IMAGES_A_COMPONENT = 10  # at least; fewer tell nothing that holds for others
 IMAGES_A_PART = 4_000
 MOST_TASKS = 128
 
@@ -80,10 +81,9 @@ def fit_start(config: RunConfig, store: ParticleStore, run: RunDirectory) -> Non
         training=TrainingConfig(seed=config.training.seed),
         resources=config.resources,
     )
-    if has_checkpoint(start.checkpoints):
-        if not differences(start.config(), its_config):
-            return
-        shutil.rmtree(start.path)  # of a run with other settings that came no further
+    if has_checkpoint(start.checkpoints) and not differences(start.config(), its_config):
+        return
+    shutil.rmtree(start.path, ignore_errors=True)  # of a run with other settings, or one that came no further
     start.begin(its_config)
     train_linear(its_config, store, start, LogReporter(start, 1))
 
@@ -161,12 +161,15 @@ class _Search:
         count = min(max(MOST_SEARCHED // store.chunk_size, 1), len(chunks))
         subset = chunks[np.linspace(0, len(chunks) - 1, count).astype(int)]
         self.groups = np.array_split(subset, max(count * store.chunk_size // IMAGES_A_PART, 1))
+        num_images = sum(rows.stop - rows.start for rows in map(store.chunk_rows, subset.tolist()))
+        self.most_components = num_images // IMAGES_A_COMPONENT
         half = store.info.box_size // 2
         self.radii = [radius for radius in RADII if radius < half] + [half] * (half <= RADII[-1])
 
     def run(self, zdim: int, seed: int) -> tuple[Subspace, int]:
         """Search from several starts, over more and more shells; held-out images choose among them."""
         radius, *larger = self.radii
+        zdim = min(zdim, self.most_components)
         if not zdim:
             return self._consensus(radius), radius
         self._prepare(larger[0] if larger else radius)
@@ -197,7 +200,7 @@ class _Search:
             self.store.info.box_size * self.store.info.apix / radius,
         )
         if chosen == zdim:
-            logger.info("all %d components earn their place; a larger --zdim may find more", zdim)
+            logger.info("as many components as there may be (%d) earn their place; a larger --zdim may find more", zdim)
         return subspace, radius
 
     def _consensus(self, radius: int) -> Subspace:

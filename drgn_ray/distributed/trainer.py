@@ -41,6 +41,11 @@ MakeReporter = Callable[[], Reporter]
 def check(config: settings.RunConfig, store: ParticleStore) -> None:
     """Refuse settings that these particles and workers cannot be trained with."""
     particle_order(config, store)
+    radius, half = config.model.dec_radius, store.info.box_size // 2
+    if radius is not None and radius > half:
+        raise ConfigError(
+            f"--dec-radius {radius}", f"images of {2 * half} px have {half} shells", f"pass at most {half}"
+        )
     workers = config.resources.num_workers
     if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,18 +55,25 @@ class Latents(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""
-        np.savez(path, **self._asdict())
+        partial = path.with_name(f".{path.name}.partial.npz")
+        np.savez(partial, **self._asdict())
         columns = {f"z{i}": column for i, column in enumerate(self.z.T)}
         columns |= {f"z{i}_logvar": column for i, column in enumerate(self.z_logvar.T)}
-        pd.DataFrame({"source_row": self.source_row, **columns}).to_parquet(path.with_suffix(".parquet"))
+        table = partial.with_suffix(".parquet")
+        pd.DataFrame({"source_row": self.source_row, **columns}).to_parquet(table)
+        table.replace(path.with_suffix(".parquet"))
+        partial.replace(path)
 
 
 def load_latents(path: Path) -> Latents:
     """Read what `Latents.save` wrote."""
     if not path.exists():
         raise RunError(str(path), "the latents are not there yet", f"type `drgn-ray embed {path.parent}`")
-    with np.load(path, allow_pickle=False) as arrays:
-        return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        raise RunError(str(path), "the latents are damaged", f"type `drgn-ray embed {path.parent}`") from error
 
 
 def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> Model:
@@ -78,7 +86,7 @@ def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, de
 def trained_start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | None:
     """Load the linear model that a run starts from, if it starts from any."""
     start = RunDirectory(run.start)
-    if not has_checkpoint(start.checkpoints):
+    if run.config().model.start == "none" or not has_checkpoint(start.checkpoints):
         return None
     model = trained_model(start, start.config(), store, torch.device("cpu"))
     assert isinstance(model, LinearSubspace)
