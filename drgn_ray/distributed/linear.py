@@ -52,9 +52,9 @@ RADII = (8, 12, 16, 24, 32)  # shells, one after the other while more of them te
 STARTS = 2
 START_ITERATIONS = 4  # of each start, before the better one goes on
 ITERATIONS = 4  # then, and at each further radius,
-TRIAL_ITERATIONS = 2  # after those that decide whether the radius is worth it
+TRIAL_ITERATIONS = 2  # of which the first decide whether the radius is worth it
 LEAST_TOLD = 0.005  # of what latents tell of an image: with less, more shells are not worth their cost
-REFINEMENTS = 2  # with the images that were held out
+REFINEMENTS = 1  # with the images that were held out
 SPARE = 4  # components kept above those that were found at a smaller radius
 MOST_SEARCHED = 50_000  # images, which tell 20 components; all are used in the end
 BENDING_SHELLS = 4  # box sizes over the radius up to which bent and straight volumes are compared
@@ -183,13 +183,16 @@ class _Search:
             self._prepare(next_radius)
             few = subspace.leading(min(chosen + SPARE, subspace.num_components))
             candidate = self._iterate(few, radius, next_radius, TRIAL_ITERATIONS)
-            if not self._tells_more(candidate, radius, next_radius):
+            more = self._more_told(candidate, radius, next_radius)
+            if more < LEAST_TOLD:
                 break
-            candidate = self._iterate(candidate, next_radius, next_radius, ITERATIONS)
+            candidate = self._iterate(candidate, next_radius, next_radius, ITERATIONS - TRIAL_ITERATIONS)
             chosen_there = self._choose(candidate, next_radius)
             if not chosen_there:
                 break
             subspace, radius, chosen = candidate, next_radius, chosen_there
+            if more < 2 * LEAST_TOLD:  # the next would tell less than this one
+                break
         subspace = subspace.leading(chosen)
         for _ in range(REFINEMENTS):
             subspace = self._step(Pass(subspace, chosen, radius, radius, self.mean_squared_ctf, everything=True))
@@ -259,16 +262,16 @@ class _Search:
         self.listen(radius, {"em/radius": radius, "em/num_components": chosen, "em/held_out_gain": gained.mean})
         return chosen
 
-    def _tells_more(self, subspace: Subspace, radius: int, next_radius: int) -> bool:
-        """Whether shells up to the next radius tell more of the latents than they add noise."""
+    def _more_told(self, subspace: Subspace, radius: int, next_radius: int) -> float:
+        """Share that shells up to the next radius add to what is told of the latents; 0, if it may be noise."""
         score = self._judge(predictions, subspace, (0, radius, next_radius))
         gained, told = gain(score[:, 2], score[:, 1]), gain(score[:, 1], score[:, 0])
-        more = gained.is_beyond(1) and gained.mean > LEAST_TOLD * told.mean > 0
+        more = gained.mean / told.mean if gained.is_beyond(1) and told.mean > 0 else 0.0
         logger.info(
             "shells %d to %d tell %s of the latents (held-out halves of images: better by %s nats of %.2f)",
             radius + 1,
             next_radius,
-            "more" if more else "too little",
+            "more" if more >= LEAST_TOLD else "too little",
             gained,
             told.mean,
         )
