@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from drgn_ray.config import ModelConfig
 from drgn_ray.models.decoder import CoordinateDecoder, Decoder
@@ -20,7 +20,7 @@ from drgn_ray.physics.volume_lattice import lattice_of, volumes_of
 class ResidualDecoder(Decoder):
     """Consensus plus, for |k| <= radius, the network's output times the consensus's amplitude there.
 
-    The output starts at zero.  The work falls with the square of the radius.
+    The work falls with the square of the radius.
 
     Parameters
     ----------
@@ -36,8 +36,6 @@ class ResidualDecoder(Decoder):
     def __init__(self, network: CoordinateDecoder, radius: int) -> None:
         super().__init__()
         self.network, self.radius = network, radius
-        nn.init.zeros_(network.mlp.last.weight)
-        nn.init.zeros_(network.mlp.last.bias)
         nothing = lattice_of(torch.zeros(1, *[network.box_size] * 3))
         self.register_buffer("consensus", torch.view_as_real(nothing))
         self.register_buffer("amplitudes", torch.ones(network.box_size // 2 + 1))

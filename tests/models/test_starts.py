@@ -63,13 +63,6 @@ def test_a_basis_decoder_with_a_linear_encoder_starts_as_the_linear_model(linear
     assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.99
 
 
-def test_a_residual_decoder_starts_as_the_consensus() -> None:
-    vae = build(decoder="residual", encoder="linear", zdim=2, dec_dim=16, dec_layers=0)
-    vae.start_from(subspace(), 5)
-    one, other = (vae.decode_volume(torch.tensor(z)) for z in ([0.0, 0.0], [3.0, 1.0]))
-    assert torch.allclose(one, other, atol=1e-5)
-
-
 def test_the_start_comes_back_with_the_state(linear: LinearSubspace) -> None:
     vae, other = (build(encoder="linear", decoder="basis", zdim=2) for _ in range(2))
     vae.start_from(subspace(), 5)
