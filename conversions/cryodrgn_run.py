@@ -112,9 +112,11 @@ def export_run(run: RunDirectory, folder: str | Path) -> None:
     if config.model.model != "vae":
         raise RunError(str(run.path), f"it is {config.model.model}, and only a VAE is exported", "pass a run of one")
     if (config.model.encoder, config.model.decoder) != ("residual", "coordinate"):
+        has_decoder = config.model.decoder == "coordinate"
+        part = f"{config.model.encoder} encoder" if has_decoder else f"{config.model.decoder} decoder"
         raise RunError(
             str(run.path),
-            f"its encoder is {config.model.encoder} and its decoder {config.model.decoder}, which cryoDRGN has not",
+            f"cryoDRGN has no {part}",
             "pass a run of --encoder residual --decoder coordinate, or export particles with -o",
         )
     store, latents = ParticleStore(config.particles), load_latents(run.latents_file)
