@@ -82,16 +82,17 @@ def test_one_volume_is_all_that_is_found_of_a_homogeneous_set(folder: Path) -> N
     assert subspace.volumes.shape == (1, BOX, BOX, BOX)
 
 
-def test_two_workers_find_the_subspace_that_one_process_finds(
+def test_two_and_four_workers_find_the_subspace_that_one_process_finds(
     composition: ParticleStore, monkeypatch: pytest.MonkeyPatch, ray_here: None
 ) -> None:
-    monkeypatch.setattr("drgn_ray.distributed.linear.IMAGES_A_PART", 400)
+    monkeypatch.setattr("drgn_ray.distributed.linear.IMAGES_A_PART", 300)
     here, radius = fit_linear(composition, chunks(composition), zdim=4)
-    there, its_radius = fit_linear(composition, chunks(composition), zdim=4, num_workers=2)
-    assert (radius, here.num_components) == (its_radius, there.num_components)
-    cosines = torch.linalg.svdvals(span(here).T @ span(there))
-    assert cosines.min() > 0.999
-    assert torch.allclose(here.volumes[0], there.volumes[0], atol=1e-3 * here.volumes[0].abs().max().item())
+    for num_workers in (2, 4):
+        there, its_radius = fit_linear(composition, chunks(composition), zdim=4, num_workers=num_workers)
+        assert (radius, here.num_components) == (its_radius, there.num_components)
+        cosines = torch.linalg.svdvals(span(here).T @ span(there))
+        assert cosines.min() > 0.999
+        assert torch.allclose(here.volumes[0], there.volumes[0], atol=1e-3 * here.volumes[0].abs().max().item())
 
 
 def test_more_components_than_asked_for_are_never_kept(composition: ParticleStore) -> None:
