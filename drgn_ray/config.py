@@ -45,13 +45,13 @@ class DataConfig(Settings):
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
 
 
-_OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta", "init")
+_OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta")
 _OF_COORDINATES = ("dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma")
-_OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window")
+_OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window", "init")
 _OF_STEPS = ("num_epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "weight_decay", "precision")
 _MODEL_HAS_NOT = {
     "vae": (),
-    "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS[:-1]),
+    "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS),
     "linear": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
     "curved": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
 }
@@ -138,8 +138,7 @@ class ModelConfig(Settings):
             raise ValueError(f"num_basis {self.num_basis} is less than zdim {self.zdim}; pass at least as many")
         if self.encoder == "linear" and self.init not in (None, "linear"):
             raise ValueError(f"a linear encoder starts from a linear subspace, not from {self.init}; leave init out")
-        can_start = self.encoder == "linear" or self.decoder in _STARTS_FROM_VOLUMES
-        if not can_start and self.init not in (None, "none"):
+        if not self._can_start and self.init not in (None, "none"):
             raise ValueError(
                 f"a {self.decoder} decoder does not start from {self.init}; pass decoder residual or basis"
             )
@@ -160,8 +159,12 @@ class ModelConfig(Settings):
         if self.init is not None:
             return self.init
         if self.model == "homogeneous":
-            return "backproject" if self.decoder in _STARTS_FROM_VOLUMES else "none"
-        return "linear" if self.encoder == "linear" or self.decoder in _STARTS_FROM_VOLUMES else "none"
+            return "backproject" if self._can_start else "none"
+        return "linear" if self._can_start else "none"
+
+    @property
+    def _can_start(self) -> bool:
+        return self.encoder == "linear" or self.decoder in _STARTS_FROM_VOLUMES
 
 
 class TrainingConfig(Settings):
@@ -218,8 +221,7 @@ class RunConfig(Settings):
     def resolved(self, num_particles: int) -> RunConfig:
         """Fill in what the preset chooses for so many particles.
 
-        A network was never better on held-out particles than a subspace in the minutes that it takes on CPUs, nor at
-        5,000 particles (`docs/quality.md`), so that none is chosen.
+        A network is not among it: on the sets of `docs/quality.md` none was clearly better on held-out particles.
         """
         if self.preset == "none":
             return self

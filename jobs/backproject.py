@@ -175,7 +175,6 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
     from drgn_ray.analysis.selection import row_numbers
     from drgn_ray.analysis.states import all_particles, state_near_latent, states_near_particles, states_of_clusters
     from drgn_ray.errors import ConfigError
-    from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.embed import trained_zdim
 
     chosen = {
@@ -188,8 +187,8 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
         raise ConfigError(" and ".join(given), "they say different things", "pass one of them")
     if given and run is None:
         raise ConfigError(given[0], "a store alone has no latents", "pass the run directory instead of the store")
-    if given and run is not None and not trained_zdim(run, run.config(), ParticleStore(run.config().particles)):
-        raise ConfigError(given[0], f"{run.path} has one volume and no latents", "pass a run of --model vae")
+    if given and run is not None and not trained_zdim(run, run.config(), store):
+        raise ConfigError(given[0], f"{run.path} has one volume and no latents", "pass another run")
     if run is None or not given:
         return [all_particles(len(store))]
     source_row = store.columns["source_row"]

@@ -128,8 +128,8 @@ def analyze_run(
 
 
 def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:
-    """Compare a run's model with the linear subspace that it started from, if it did."""
-    linear = model.straight() if isinstance(model, LinearSubspace) else trained_start(run, store)
+    """Compare a run's model with one volume for all, and with the linear subspace that it started from if it did."""
+    linear = model if isinstance(model, LinearSubspace) else trained_start(run, store)
     chunks = particle_order(config, store).val_chunks()[: MOST_IMAGES // store.chunk_size]
     if linear is None or not len(chunks):
         return None

@@ -69,7 +69,7 @@ def _train(arguments: Arguments) -> None:
         if config.preset == "auto":
             logger.info(
                 "preset auto, for %s particles of %d px: a subspace of at most %d dimensions, bent where held-out"
-                " particles ask for it; no network, which takes longer and was worse on those (docs/quality.md)",
+                " particles ask for it; no network, of which none was clearly better on those (docs/quality.md)",
                 f"{len(store):,}",
                 store.info.box_size,
                 config.model.zdim,

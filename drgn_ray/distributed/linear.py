@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -97,20 +97,14 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
     workers = config.resources.num_workers if config.resources.num_workers > 1 else 0  # one would do what this one can
     position = Position(next_slice=order.slices_per_epoch, images_seen=seen)
     reporter.begin(Position())
-    subspace, radius = fit_linear(
-        store,
-        chunks,
-        zdim=config.model.zdim,
-        seed=config.training.seed,
-        num_workers=workers,
-        listen=reporter.interval,
-    )
-    model = model_for(config, store)
-    model.start_from(subspace, radius)
-    model.eval()
+    model = model_for(config, store).eval()
     held_out = partial(stream_rows, store, order.val_chunks(), BATCH_SIZE)
-    if isinstance(model, CurvedSubspace) and model.zdim:
-        _bend(model, store, chunks, workers, held_out)
+    with _ray(workers):
+        seed, zdim = config.training.seed, config.model.zdim
+        found = fit_linear(store, chunks, zdim=zdim, seed=seed, num_workers=workers, listen=reporter.interval)
+        model.start_from(*found)
+        if isinstance(model, CurvedSubspace) and model.zdim:
+            _bend(model, store, chunks, workers, held_out)
     metrics, z = validate(model, held_out(), torch.device("cpu"))
     metrics |= {"epoch": 1, "perf/epoch_seconds": time.monotonic() - start}
     position.history.append({"kind": "epoch", "step": seen, **metrics})
@@ -144,11 +138,16 @@ def fit_linear(
     -------
     The subspace, and the largest |k| from which latents are inferred.
     """
-    from drgn_ray.distributed.cluster import connected
-
-    with connected() if num_workers else nullcontext():
+    with _ray(num_workers):
         subspace, radius = _Search(store, chunks, num_workers, listen).run(zdim, seed)
         return _all_shells(store, chunks, subspace, radius, num_workers), radius
+
+
+def _ray(num_workers: int) -> AbstractContextManager[None]:
+    """Be connected to Ray, whose tasks keep what they prepared, if there are workers at all."""
+    from drgn_ray.distributed.cluster import connected
+
+    return connected() if num_workers else nullcontext()
 
 
 class _Search:

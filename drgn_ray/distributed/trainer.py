@@ -23,9 +23,10 @@ from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.linear import fit_start, train_linear
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ConfigError, ResourceError
+from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.checkpoint import has_checkpoint, load_position
 from drgn_ray.training.embed import trained_start
 from drgn_ray.training.loop import Diverged, Trainer, Worker, particle_order
 from drgn_ray.training.report import Reporter
@@ -86,8 +87,11 @@ def _train_here(
     order = particle_order(config, store)
     batch_size = config.training.batch_size
     stream = lambda index: stream_slice(store, order, index, batch_size)  # noqa: E731
-    start = trained_start(run, store)
-    Trainer(config, store, run, stream, make_reporter(), Worker(device=device), start).fit()
+    Trainer(config, store, run, stream, make_reporter(), Worker(device=device), _start(run, store)).fit()
+
+
+def _start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | None:
+    return None if has_checkpoint(run.checkpoints) else trained_start(run, store)
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
         lambda slice_index: stream_batches(shard, slice_index, batch_size),
         loop["make_reporter"](),  # type: ignore[operator]
         worker,
-        trained_start(run, store),
+        _start(run, store),
     )
     try:
         trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))

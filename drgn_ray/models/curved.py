@@ -9,7 +9,6 @@ Shape letters: B images, D box, M latent dimensions, T terms, C = T + 1 volumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import combinations_with_replacement
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from drgn_ray.models.em import LEAST_CONTRAST, Posterior, Subspace
 from drgn_ray.models.linear import LinearSubspace
-from drgn_ray.physics.observation import Observer
 
 HIGHEST_DEGREE = 4
 BENDING_TERMS = 6  # beside the linear ones
@@ -40,10 +38,6 @@ class CurvedSubspace(LinearSubspace):
     FOUND = (*LinearSubspace.FOUND, "degrees", "curved_volumes")
     degrees: Int[Tensor, "T M"]
     curved_volumes: Float[Tensor, "C D D D"]
-
-    def __init__(self, *, observe: Callable[..., Observer]) -> None:
-        super().__init__(observe=observe)
-        self.bend(torch.zeros(0, 0, dtype=torch.int64), self.volumes)
 
     def start_from(self, subspace: Subspace, radius: int) -> None:
         """See `Model.start_from`; straight, until `bend` is called."""

@@ -47,7 +47,7 @@ class LinearSubspace(Model):
         size = self.observer.box_size
         self.observe = observe
         nothing = Subspace(torch.zeros(1, size, size, size), torch.ones(size // 2 + 1), 0.0)
-        LinearSubspace.start_from(self, nothing, 1)
+        self.start_from(nothing, 1)
 
     def start_from(self, subspace: Subspace, radius: int) -> None:
         """See `Model.start_from`; it is all that there is to do."""
@@ -62,12 +62,6 @@ class LinearSubspace(Model):
     def zdim(self) -> int:
         """M, which may be 0."""
         return len(self.volumes) - 1
-
-    def straight(self) -> LinearSubspace:
-        """Make a linear model of the same latents."""
-        linear = LinearSubspace(observe=self.observe)
-        linear.start_from(self.subspace, int(self.radius))
-        return linear
 
     @property
     def subspace(self) -> Subspace:
@@ -87,15 +81,13 @@ class LinearSubspace(Model):
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch; the images of one particle (tilts) have one posterior."""
         observer, viewer = self._inference
-        return _latent(viewer.posterior(observer(batch), batch.get("particle")))
+        return _of_each_dimension(viewer.posterior(observer(batch), batch.get("particle")))
 
     def draw(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, " B"]]:
         """See `Model.draw`; the dimensions of a posterior are correlated here."""
         observer, viewer = self._inference
         particle = batch.get("particle", torch.arange(len(batch["rotation"]), device=self.volumes.device))
-        found = viewer.posterior(observer(batch), particle)
-        contrast = found.mean[:, :1].clamp_min(LEAST_CONTRAST)
-        mean, covariance = found.mean[:, 1:] / contrast, found.covariance[:, 1:, 1:] / contrast[..., None] ** 2
+        mean, covariance = _latent(viewer.posterior(observer(batch), particle))
         factor = torch.linalg.cholesky(covariance)
         z = mean + torch.einsum("bij,bj->bi", factor, torch.randn_like(mean))
         log_determinant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
@@ -108,7 +100,7 @@ class LinearSubspace(Model):
         """Return (z_mu, z_logvar) of images that are seen at all points, without a window."""
         within = torch.linalg.vector_norm(self.observer.k.float(), dim=1) <= self.radius
         looked_at = Observation(seen.coefficients[:, within], seen.ctf[:, within], seen.rotation)
-        return _latent(self._inference[1].posterior(looked_at))
+        return _of_each_dimension(self._inference[1].posterior(looked_at))
 
     def decode_slices(
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]
@@ -154,8 +146,12 @@ class LinearSubspace(Model):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _latent(found: Posterior) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-    """Mean and log-variance of z, from those of the contrast and of the contrast times z."""
+def _latent(found: Posterior) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
+    """Mean and covariance of z, from those of the contrast and of the contrast times z."""
     contrast = found.mean[:, :1].clamp_min(LEAST_CONTRAST)
-    variance = found.covariance.diagonal(dim1=1, dim2=2)[:, 1:]
-    return found.mean[:, 1:] / contrast, (variance / contrast**2).log()
+    return found.mean[:, 1:] / contrast, found.covariance[:, 1:, 1:] / contrast[..., None] ** 2
+
+
+def _of_each_dimension(found: Posterior) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+    mean, covariance = _latent(found)
+    return mean, covariance.diagonal(dim1=1, dim2=2).log()

@@ -56,6 +56,17 @@ def insert(
 
 
 @numba.njit(inline="always")
+def _turned(
+    kx: np.float32, ky: np.float32, rotation: Float[np.ndarray, "3 3"]
+) -> tuple[np.float32, np.float32, np.float32]:
+    """``(kx, ky, 0) @ rotation``."""
+    x = kx * rotation[0, 0] + ky * rotation[1, 0]
+    y = kx * rotation[0, 1] + ky * rotation[1, 1]
+    z = kx * rotation[0, 2] + ky * rotation[1, 2]
+    return x, y, z
+
+
+@numba.njit(inline="always")
 def _fused(kx: np.float32, rx: np.float32, ky: np.float32, ry: np.float32) -> np.float32:
     """Round ``kx * rx``, then round once more when ``ky * ry`` is added, as a fused multiply-add does.
 
@@ -74,9 +85,7 @@ def _insert_loop(
             kx = k[point, 0]
             ky = k[point, 1]
             if trilinear:
-                x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
-                y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
-                z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+                x, y, z = _turned(kx, ky, rotation[image])
             else:
                 x = _fused(kx, rotation[image, 0, 0], ky, rotation[image, 1, 0])
                 y = _fused(kx, rotation[image, 0, 1], ky, rotation[image, 1, 1])
@@ -160,11 +169,7 @@ def _interpolate_loop(volumes: np.ndarray, k: np.ndarray, rotation: np.ndarray, 
     num_channels = volumes.shape[3]
     for image in range(slices.shape[0]):
         for point in range(k.shape[0]):
-            kx = k[point, 0]
-            ky = k[point, 1]
-            x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
-            y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
-            z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+            x, y, z = _turned(k[point, 0], k[point, 1], rotation[image])
             mirrored = x < 0
             if mirrored:
                 x, y, z = -x, -y, -z
@@ -257,11 +262,7 @@ def _insert_moments_loop(
     row = np.empty(num_channels, np.float32)
     for image in range(values.shape[0]):
         for point in range(k.shape[0]):
-            kx = k[point, 0]
-            ky = k[point, 1]
-            x = kx * rotation[image, 0, 0] + ky * rotation[image, 1, 0]
-            y = kx * rotation[image, 0, 1] + ky * rotation[image, 1, 1]
-            z = kx * rotation[image, 0, 2] + ky * rotation[image, 1, 2]
+            x, y, z = _turned(k[point, 0], k[point, 1], rotation[image])
             real = values[image, point].real
             imag = values[image, point].imag
             weight = weights[image, point]

@@ -72,6 +72,8 @@ def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, a
 
 def _compared(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     over = f"over one volume for all, nats an image ({comparison.num_images:,} held out)"
+    if comparison.model_over_linear is None:
+        return ((f"this model {over}", str(comparison.model)),)
     return (
         (f"this model {over}", str(comparison.model)),
         (f"linear subspace {over}", str(comparison.linear)),

@@ -51,14 +51,14 @@ class Comparison(NamedTuple):
     has_latents: bool
     model: Gain
     linear: Gain
-    model_over_linear: Gain
+    model_over_linear: Gain | None
 
     @property
     def verdict(self) -> str:
         """Say whether the model was worth it."""
         started_from = "the linear subspace" if self.has_latents else "the one volume"
-        if self.model_over_linear == Gain(0.0, 0.0):
-            return f"{started_from}, better than one volume for all by {self.linear} nats an image"
+        if self.model_over_linear is None:
+            return f"{self.model} nats an image better than one volume for all"
         if self.model_over_linear.is_clear:
             return f"better than {started_from} that it started from, by {self.model_over_linear} nats an image"
         return (
@@ -71,21 +71,20 @@ def compare(model: Model, linear: LinearSubspace, batches: Callable[[], Iterable
 
     Parameters
     ----------
+    linear
+        The subspace; or the model itself, if it is one.
     batches
         Gives held-out images, as often as it is called.
     """
     consensus = LinearSubspace(observe=linear.observe)
     consensus.start_from(linear.subspace.leading(0), int(linear.radius))
-    of_model, of_linear, of_consensus = (
-        evidence_bounds(each, linear, batches()) for each in (model, linear, consensus)
-    )
-    return Comparison(
-        len(of_model),
-        linear.zdim > 0,
-        gain(of_model, of_consensus),
-        gain(of_linear, of_consensus),
-        gain(of_model, of_linear),
-    )
+    of_model, of_consensus = (evidence_bounds(each, linear, batches()) for each in (model, consensus))
+    over_consensus = gain(of_model, of_consensus)
+    if model is linear:
+        return Comparison(len(of_model), linear.zdim > 0, over_consensus, over_consensus, None)
+    of_linear = evidence_bounds(linear, linear, batches())
+    over_linear = gain(of_model, of_linear)
+    return Comparison(len(of_model), linear.zdim > 0, over_consensus, gain(of_linear, of_consensus), over_linear)
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, de
 
 
 def trained_start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | None:
-    """Load the linear model that a run starts from, if it starts from any."""
+    """Load the linear model that a run started from, if it started from any."""
     start = RunDirectory(run.start)
     if run.config().model.start == "none" or not has_checkpoint(start.checkpoints):
         return None
@@ -96,7 +96,7 @@ def trained_start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | N
 def trained_zdim(run: RunDirectory, config: RunConfig, store: ParticleStore) -> int:
     """Dimension of a run's latents: 0 where it has one volume for all particles."""
     model = model_for(config, store)
-    if has_checkpoint(run.checkpoints):  # a linear model's is found, not given
+    if config.model.is_fitted and has_checkpoint(run.checkpoints):  # it is found, not given
         load_weights(run.checkpoints, model)
     return model.zdim
 

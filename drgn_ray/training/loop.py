@@ -24,7 +24,7 @@ from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
-from drgn_ray.training.checkpoint import has_checkpoint, load_position, load_state, save_checkpoint
+from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -89,7 +89,7 @@ class Trainer:
     worker
         Where this process stands.
     start
-        What the model begins with, where there is no checkpoint.
+        What the model begins with; a checkpoint goes before it.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Trainer:
             self.model.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay, fused=True
         )
         self.position = load_position(run.checkpoints)
-        if start is not None and not has_checkpoint(run.checkpoints):
+        if start is not None:
             self.model.start_from(start.subspace, int(start.radius))
         load_state(run.checkpoints, self.model, self.optimizer)
         self.parallel = (
