@@ -233,7 +233,9 @@ class RunConfig(Settings):
         try:
             return RunConfig.model_validate(self.model_dump() | {"model": chosen.model_dump()})
         except PydanticError as error:
-            raise ConfigError("--preset auto", describe(error), "leave out what its model has not") from error
+            raise ConfigError(
+                "--preset auto", describe(error), "of the training settings only --seed goes with it"
+            ) from error
 
     @property
     def num_epochs(self) -> int:

@@ -319,7 +319,9 @@ def _all_shells(
     work = Pass(subspace, subspace.num_components, radius, store.info.box_size // 2, of_ctf, everything=True)
     found = fitted(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0)
     # The search's volumes end at its radius; beyond, it has taken all power for noise.
-    return replace(found, noise=noise_beside(store, chunks[: max(NOISE_IMAGES // store.chunk_size, 1)], found, radius))
+    return replace(
+        found, noise=noise_beside(store, chunks[: max(NOISE_IMAGES // store.chunk_size, 1)].tolist(), found, radius)
+    )
 
 
 def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass, num_workers: int) -> Sums:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from drgn_ray.errors import ConfigError
 
@@ -60,7 +60,7 @@ def run_tasks(
             finished, running = ray.wait(running, fetch_local=not keep)
             running += [remote.remote(task) for task in islice(waiting, len(finished))]
             try:
-                yield from finished if keep else ray.get(finished)
+                yield from cast("list[T]", finished) if keep else ray.get(finished)
             except RayTaskError as error:
                 raise user_error_in(error) or error from None
 

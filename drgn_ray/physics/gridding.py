@@ -301,8 +301,9 @@ def insert_moments_with_torch(
     """Do what `insert_moments` does with torch's operations alone, on any device."""
     at_once = max(_MOST_NUMBERS // (values.shape[1] * sums.shape[-1]), 1)
     if len(values) > at_once:
-        for part in zip(*(each.split(at_once) for each in (values, weights, first, second, rotation)), strict=True):
-            insert_moments_with_torch(sums, *part[:4], k, part[4])
+        for start in range(0, len(values), at_once):
+            rows = slice(start, start + at_once)
+            insert_moments_with_torch(sums, values[rows], weights[rows], first[rows], second[rows], k, rotation[rows])
         return
     where, mirrored = _points(k, rotation)
     imag = torch.where(mirrored, -values.imag, values.imag)
