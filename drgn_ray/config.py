@@ -33,7 +33,7 @@ FEW_DIMENSIONS, MANY_DIMENSIONS, MANY_PARTICLES = 12, 20, 100_000
 class Settings(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DataConfig(Settings):
@@ -272,15 +272,17 @@ def write_config(config: RunConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
-def describe(error: PydanticError) -> str:
-    """Say in one line what a validation found: key, value, rule."""
-    return "; ".join(map(_described, error.errors()))
+def describe(error: PydanticError, *, as_flags: bool = False) -> str:
+    """Say in one line what a validation found: key (or flag), value, rule."""
+    return "; ".join(_described(item, as_flags) for item in error.errors())
 
 
-def _described(item: Mapping[str, Any]) -> str:
+def _described(item: Mapping[str, Any], as_flag: bool) -> str:
     if item["type"] == "value_error":  # of a rule of ours, which names the settings itself
         return str(item["ctx"]["error"])
-    return f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg'].lower()}"
+    key = ".".join(map(str, item["loc"]))
+    name = f"--{str(item['loc'][-1]).replace('_', '-')} {item['input']}" if as_flag else f"{key} = {item['input']!r}"
+    return f"{name}: {item['msg'].lower()}"
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -37,8 +37,9 @@ def _analyze(arguments: Arguments) -> None:
     from drgn_ray.particles.store import ParticleStore
     from drgn_ray.training.embed import trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
+    from jobs.finish import finish_run
     from jobs.frame import job_frame
-    from jobs.pipeline import finish_run, open_tracked
+    from jobs.pipeline import open_tracked
 
     run = RunDirectory(arguments.run)
     config = run.config()

@@ -43,8 +43,9 @@ def _demo(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore, StoreWriter
     from drgn_ray.training.run_directory import RunDirectory
+    from jobs.finish import analyze_run
     from jobs.frame import job_frame
-    from jobs.pipeline import analyze_run, tracked_run, train_run
+    from jobs.pipeline import tracked_run, train_run
 
     folder = Path(arguments.outdir).absolute()
     store_path = folder / "particles.zarr"

@@ -8,13 +8,16 @@ from __future__ import annotations
 import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import tyro
+from pydantic import ValidationError
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from drgn_ray.config import RunConfig, read_config
+from drgn_ray.config import RunConfig, Settings, describe, read_config
+from drgn_ray.errors import ConfigError
 from jobs.cli import exit_with, parse, run_command
 
 logger = logging.getLogger("jobs.train")  # also as `python -m jobs.train`, where __name__ is another
@@ -43,11 +46,37 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     first.add_argument("--config")
     file = first.parse_known_args(argv)[0].config
     settings = RunConfig() if file is None else read_config(Path(file))
-    return parse(Arguments, argv, "train", __doc__, default=Arguments(tyro.MISSING, settings))
+    registry = ConstructorRegistry()
+    registry.struct_rule(_unchecked)
+    arguments = parse(Arguments, argv, "train", __doc__, default=Arguments(tyro.MISSING, settings), registry=registry)
+    try:
+        return replace(arguments, run=RunConfig.model_validate(arguments.run.model_dump()))
+    except ValidationError as error:
+        raise ConfigError("settings", describe(error, as_flags=True), "see `drgn-ray train --help`") from error
+
+
+def _unchecked(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Let tyro read settings without their rules, of which it would print what pydantic says, on many lines."""
+    section = info.type
+    if not (isinstance(section, type) and issubclass(section, Settings)):
+        return None
+
+    def construct(**values: Any) -> Settings:
+        return section.model_construct(**values)
+
+    construct.__doc__ = section.__doc__  # the title of its part of --help
+    types, fields = get_type_hints(section, include_extras=True), section.model_fields
+    defaults = {name: getattr(info.default, name, field.default) for name, field in fields.items()}
+    return StructConstructorSpec(
+        instantiate=construct,
+        fields=tuple(
+            StructFieldSpec(name, types[name], defaults[name], helptext=field.description)
+            for name, field in fields.items()
+        ),
+    )
 
 
 def _train(arguments: Arguments) -> None:
-    from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
 
     if not arguments.run.particles:
@@ -57,10 +86,10 @@ def _train(arguments: Arguments) -> None:
     store = ParticleStore(arguments.run.particles)
     config = arguments.run.resolved(len(store)).model_copy(update={"particles": store.absolute_path})
 
-    from drgn_ray.distributed.trainer import check  # heavy imports come after the mistakes found without them
+    from drgn_ray.distributed.train import check  # heavy imports come after the mistakes found without them
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import finish_run, tracked_run, train_run
+    from jobs.pipeline import tracked_run, train_run
 
     check(config, store)
     run = RunDirectory(arguments.outdir)
@@ -77,6 +106,8 @@ def _train(arguments: Arguments) -> None:
         with tracked_run(run, config, frame) as tracked:
             train_run(run, config)
             if not arguments.no_analysis:
+                from jobs.finish import finish_run
+
                 frame.result(*finish_run(run, tracked))
 
 

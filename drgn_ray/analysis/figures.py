@@ -1,11 +1,11 @@
-"""Pictures: each function returns a matplotlib figure or an array of grey values."""
+"""Pictures: each function returns a matplotlib figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
@@ -17,17 +17,6 @@ VIEW_HEXAGONS = (36, 10)  # along and across a map twice as wide as high: regula
 LEGEND_ROOM = 1.3  # times the height of the bars, so that a legend is not over them
 HISTOGRAM_BINS = 40
 SHOWN_GROUPS = 6  # optics groups with a colour of their own
-
-
-def slice_montage(volume: Float[np.ndarray, "D D D"], num_slices: int = 8) -> UInt8[np.ndarray, "h w"]:
-    """Evenly spaced z slices in two rows, grey from 0 (and below) to the 99.95th percentile."""
-    size = volume.shape[0]
-    positions = np.linspace(0.2 * size, 0.8 * size, num_slices).astype(int)
-    rows = np.array_split(volume[positions], 2)
-    tiled = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    grey = np.clip(tiled / max(float(np.percentile(volume, 99.95)), 1e-12), 0, 1)
-    enlarge = max(1, 128 // size)
-    return np.kron((255 * grey).astype(np.uint8), np.ones((enlarge, enlarge), np.uint8))
 
 
 def pca_figure(pca: PrincipalComponents, clusters: Clusters) -> Figure:

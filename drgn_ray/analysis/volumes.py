@@ -1,4 +1,4 @@
-"""Volumes in MRC files: reading, writing, decoding latents to them."""
+"""Volumes in MRC files: reading, writing, decoding latents to them; and as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mrcfile
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from drgn_ray.errors import ParticleFileError
 from drgn_ray.models.model import Model
@@ -91,3 +91,14 @@ def decode_to_folder(
             label = "drgn_ray z = " + " ".join(f"{value:.4g}" for value in latent)
             write_mrc(path, decode(model, latent, info), info.apix, label)
             progress.update(1)
+
+
+def slice_montage(volume: Float[np.ndarray, "D D D"], num_slices: int = 8) -> UInt8[np.ndarray, "h w"]:
+    """Evenly spaced z slices in two rows, grey from 0 (and below) to the 99.95th percentile."""
+    size = volume.shape[0]
+    positions = np.linspace(0.2 * size, 0.8 * size, num_slices).astype(int)
+    rows = np.array_split(volume[positions], 2)
+    tiled = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    grey = np.clip(tiled / max(float(np.percentile(volume, 99.95)), 1e-12), 0, 1)
+    enlarge = max(1, 128 // size)
+    return np.kron((255 * grey).astype(np.uint8), np.ones((enlarge, enlarge), np.uint8))

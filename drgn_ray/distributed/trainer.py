@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,78 +20,18 @@ from ray.train.torch import TorchTrainer
 from drgn_ray import config as settings
 from drgn_ray.distributed.cluster import connected, user_error_in
 from drgn_ray.distributed.follow import following
-from drgn_ray.distributed.linear import fit_start, train_linear
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
-from drgn_ray.errors import ConfigError, ResourceError
-from drgn_ray.models.linear import LinearSubspace
-from drgn_ray.particles.loader import stream_slice
+from drgn_ray.errors import ResourceError
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import has_checkpoint, load_position
-from drgn_ray.training.embed import trained_start
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.embed import pending_start
 from drgn_ray.training.loop import Diverged, Trainer, Worker, particle_order
-from drgn_ray.training.report import Reporter
+from drgn_ray.training.report import MakeReporter
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
 _BOOKKEEPING = ".ray_train_"
-
-MakeReporter = Callable[[], Reporter]
-
-
-def check(config: settings.RunConfig, store: ParticleStore) -> None:
-    """Refuse settings that these particles and workers cannot be trained with."""
-    particle_order(config, store)
-    radius, half = config.model.dec_radius, store.info.box_size // 2
-    if radius is not None and radius > half:
-        raise ConfigError(
-            f"--dec-radius {radius}", f"images of {2 * half} px have {half} shells", f"pass at most {half}"
-        )
-    workers = config.resources.num_workers
-    if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
-        raise ConfigError(
-            f"--batch-size {config.training.batch_size}",
-            f"it cannot be shared equally by {workers} workers",
-            f"pass a multiple of {workers}",
-        )
-
-
-def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeReporter) -> None:
-    """Train what is left of a run.
-
-    Parameters
-    ----------
-    make_reporter
-        Called in the first worker's process.
-    """
-    store = ParticleStore(config.particles)
-    check(config, store)
-    workers, order = config.resources.num_workers, particle_order(config, store)
-    if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
-        logger.info("all %d epochs are trained already", config.num_epochs)
-        return
-    if config.model.is_fitted:
-        train_linear(config, store, run, make_reporter())
-        return
-    fit_start(config, store, run)
-    if workers == 0:
-        _train_here(config, store, run, make_reporter)
-    else:
-        _train_on_ray(config, store, run, make_reporter)
-
-
-def _train_here(
-    config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
-) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    order = particle_order(config, store)
-    batch_size = config.training.batch_size
-    stream = lambda index: stream_slice(store, order, index, batch_size)  # noqa: E731
-    Trainer(config, store, run, stream, make_reporter(), Worker(device=device), _start(run, store)).fit()
-
-
-def _start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | None:
-    return None if has_checkpoint(run.checkpoints) else trained_start(run, store)
 
 
 @dataclass(frozen=True)
@@ -137,9 +77,10 @@ def _fitting(spare: list[int], slots: list[int], cpus: int) -> int:
     return sum(min(free // cpus, slot) for free, slot in zip(spare, slots, strict=True))
 
 
-def _train_on_ray(
+def train_on_ray(
     config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
 ) -> None:
+    """Train what is left of a run with as many workers as its settings say, see `drgn_ray.distributed.train`."""
     # Workers and read tasks of a machine of our own: one CPU for reading besides what the workers need.
     own_cpus = max(os.cpu_count() or 1, config.resources.num_workers * (config.resources.cpus_per_worker or 1) + 1)
     with connected(num_cpus=own_cpus):
@@ -220,7 +161,7 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
         lambda slice_index: stream_batches(shard, slice_index, batch_size),
         loop["make_reporter"](),  # type: ignore[operator]
         worker,
-        _start(run, store),
+        pending_start(run, store),
     )
     try:
         trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from drgn_ray.analysis.figures import slice_montage
+from drgn_ray.analysis.volumes import slice_montage
 from drgn_ray.models.model import Model
 from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.checkpoint import Position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drgn_ray.analysis.analyze import Analysis
 from drgn_ray.analysis.consensus import Correlation, resolutions
+from drgn_ray.analysis.support import Support
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.compare import Comparison
@@ -11,9 +12,22 @@ from drgn_ray.training.run_directory import RunDirectory
 
 
 def summary(
-    run: RunDirectory, info: StoreInfo, position: Position, analysis: Analysis, comparison: Comparison | None
+    run: RunDirectory,
+    info: StoreInfo,
+    position: Position,
+    analysis: Analysis,
+    comparison: Comparison | None,
+    supported: Support | None,
 ) -> str:
-    """Markdown of a finished run; `comparison` is with the linear subspace that it started from."""
+    """Markdown of a finished run.
+
+    Parameters
+    ----------
+    comparison
+        With the linear subspace that it started from, if any.
+    supported
+        With back-projections of states, if there are particles enough.
+    """
     last = position.history[-1] if position.history else {}
     shares = ", ".join(f"{share:.0%}" for share in analysis.pca.variance_share[:4])
     rows = [
@@ -24,6 +38,7 @@ def summary(
         *((label, f"{last[key]:.0f} of {len(analysis.pca.variance_share)}") for label, key in _COUNTS if key in last),
         ("variance of PC1, PC2, ...", shares),
         *(() if comparison is None else _compared(comparison)),
+        *(() if supported is None else ((supported.about, str(supported)),)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     kmeans, config = analysis.kmeans_folder, run.config()

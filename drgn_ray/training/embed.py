@@ -93,6 +93,11 @@ def trained_start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | N
     return model
 
 
+def pending_start(run: RunDirectory, store: ParticleStore) -> LinearSubspace | None:
+    """Load the linear model that a run is about to start from; None once it has begun."""
+    return None if has_checkpoint(run.checkpoints) else trained_start(run, store)
+
+
 def trained_zdim(run: RunDirectory, config: RunConfig, store: ParticleStore) -> int:
     """Dimension of a run's latents: 0 where it has one volume for all particles."""
     model = model_for(config, store)

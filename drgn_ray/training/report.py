@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -35,6 +35,9 @@ class Reporter(Protocol):
 
     def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """Hear that an epoch ended; `z` is a typical latent to decode."""
+
+
+MakeReporter = Callable[[], Reporter]
 
 
 class Reporters:

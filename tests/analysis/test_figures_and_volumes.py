@@ -8,9 +8,9 @@ import mrcfile
 import numpy as np
 import pytest
 
-from drgn_ray.analysis.figures import learning_curve, pca_figure, slice_montage
+from drgn_ray.analysis.figures import learning_curve, pca_figure
 from drgn_ray.analysis.latent_space import cluster, principal_components
-from drgn_ray.analysis.volumes import write_mrc
+from drgn_ray.analysis.volumes import slice_montage, write_mrc
 
 
 def test_a_montage_is_black_at_zero_and_white_at_the_densest() -> None:

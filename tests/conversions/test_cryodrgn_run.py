@@ -27,7 +27,7 @@ from conversions.inputs import read_particles
 from drgn_ray.analysis.volumes import decode
 from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.embed import embed
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.errors import UserError
 from drgn_ray.models.vae import VAE
 from drgn_ray.particles.store import ParticleStore

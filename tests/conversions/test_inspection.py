@@ -21,7 +21,7 @@ from conversions.inspection import Hints, Inspection, inspect, picture
 from conversions.suspicions import coverage
 from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.embed import embed
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.errors import UserError
 from drgn_ray.particles.store import ParticleStore, _sealed
 from drgn_ray.training.report import LogReporter

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory

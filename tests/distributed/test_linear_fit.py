@@ -15,7 +15,7 @@ from conversions.inputs import read_particles
 from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.linear import fit_linear
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.models.em import Subspace
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.embed import trained_model, trained_zdim

@@ -65,7 +65,9 @@ def test_mlflow_has_metrics_montages_latents_figures_volumes_and_the_note(demo: 
     assert run.info.status == "FINISHED"
     assert {"train_epoch/loss", "val/loss", "latent/active_dims"} <= set(run.data.metrics)
     assert run.data.params["zdim"] == "4"
-    assert "drgn-ray decode" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert "drgn-ray decode" in note
+    assert re.search(r"FSC with the back-projections of 8 states.* this model 0\.\d+, one volume for all 0\.\d+;", note)
     top = {entry.path for entry in client.list_artifacts(tracked.run_id)}
     assert {"latents.npz", "latents.parquet", "config.yaml", "images"} <= top
     analysis = next(path for path in top if path.startswith("analyze."))

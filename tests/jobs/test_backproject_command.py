@@ -19,7 +19,7 @@ from drgn_ray.analysis.analyze import analyze
 from drgn_ray.analysis.volumes import write_mrc
 from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.embed import embed
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.embed import trained_model

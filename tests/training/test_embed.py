@@ -11,7 +11,7 @@ import pytest
 
 from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.embed import embed
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.errors import ConfigError
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.embed import Latents, embed_chunks, in_source_order, load_latents

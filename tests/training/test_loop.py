@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
-from drgn_ray.distributed.trainer import train
+from drgn_ray.distributed.train import train
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore

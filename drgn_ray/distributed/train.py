@@ -1,0 +1,73 @@
+"""Train a run: fit what is fitted, then step by step in this process or on Ray Train."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from drgn_ray import config as settings
+from drgn_ray.distributed.linear import fit_start, train_linear
+from drgn_ray.errors import ConfigError
+from drgn_ray.particles.loader import stream_slice
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.embed import pending_start
+from drgn_ray.training.loop import Trainer, Worker, particle_order
+from drgn_ray.training.report import MakeReporter
+from drgn_ray.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def check(config: settings.RunConfig, store: ParticleStore) -> None:
+    """Refuse settings that these particles and workers cannot be trained with."""
+    particle_order(config, store)
+    radius, half = config.model.dec_radius, store.info.box_size // 2
+    if radius is not None and radius > half:
+        raise ConfigError(
+            f"--dec-radius {radius}", f"images of {2 * half} px have {half} shells", f"pass at most {half}"
+        )
+    workers = config.resources.num_workers
+    if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
+        raise ConfigError(
+            f"--batch-size {config.training.batch_size}",
+            f"it cannot be shared equally by {workers} workers",
+            f"pass a multiple of {workers}",
+        )
+
+
+def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeReporter) -> None:
+    """Train what is left of a run.
+
+    Parameters
+    ----------
+    make_reporter
+        Called in the first worker's process.
+    """
+    store = ParticleStore(config.particles)
+    check(config, store)
+    workers, order = config.resources.num_workers, particle_order(config, store)
+    if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
+        logger.info("all %d epochs are trained already", config.num_epochs)
+        return
+    if config.model.is_fitted:
+        train_linear(config, store, run, make_reporter())
+        return
+    fit_start(config, store, run)
+    if workers == 0:
+        _train_here(config, store, run, make_reporter)
+    else:
+        from drgn_ray.distributed.trainer import train_on_ray  # Ray Train takes a second to import
+
+        train_on_ray(config, store, run, make_reporter)
+
+
+def _train_here(
+    config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
+) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    order = particle_order(config, store)
+    batch_size = config.training.batch_size
+    stream = lambda index: stream_slice(store, order, index, batch_size)  # noqa: E731
+    Trainer(config, store, run, stream, make_reporter(), Worker(device=device), pending_start(run, store)).fit()

@@ -1,0 +1,146 @@
+"""What follows training: embed every particle, analyse, compare, and copy all of it to MLflow."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from drgn_ray.analysis.analyze import Analysis, analyze
+from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
+from drgn_ray.analysis.states import all_particles, states_near_particles
+from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
+from drgn_ray.analysis.volumes import decode
+from drgn_ray.config import RunConfig
+from drgn_ray.distributed.backproject import back_project
+from drgn_ray.distributed.embed import embed
+from drgn_ray.models.linear import LinearSubspace
+from drgn_ray.models.model import Model
+from drgn_ray.particles.backproject import Assignment, Method, half_maps
+from drgn_ray.particles.loader import stream_rows
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.physics.fsc import GOLD_STANDARD, HALF
+from drgn_ray.tracking.run import TrackedRun
+from drgn_ray.tracking.summary import one_volume_summary, summary
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.compare import MOST_IMAGES, Comparison, compare
+from drgn_ray.training.embed import Latents, load_latents, trained_epochs, trained_model, trained_start, trained_zdim
+from drgn_ray.training.loop import particle_order
+from drgn_ray.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+NUM_STATES = 8  # that are compared with back-projections
+RESOLUTIONS = {"resolution_0.5": HALF, "resolution_0.143": GOLD_STANDARD}  # metrics of MLflow, Å
+
+
+def finish_run(
+    run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
+) -> list[str]:
+    """Analyse a run as befits its model; lines on where the results are."""
+    config = run.config()
+    if not trained_zdim(run, config, ParticleStore(config.particles)):
+        return reconstruct_run(run, tracked)
+    analysis = analyze_run(run, tracked, ksample=ksample, num_pcs=num_pcs)
+    return [f"picture {analysis.folder / 'z_pca.png'}", f"volumes {analysis.kmeans_folder}"]
+
+
+def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
+    """Decode the volume of a run without latents, compare it with back-projection, and copy all of it to MLflow."""
+    config = run.config()
+    store = ParticleStore(config.particles)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
+    folder = run.analysis(trained_epochs(run, config, store))
+    everything = Assignment(all_particles(len(store)).weight[None], half_maps(store.columns))
+    (sums,) = back_project(store, everything, Method())
+    against = write_reconstruction(folder, model, store.info, sums)
+    tracked.artifacts(folder, folder.name)
+    tracked.artifacts(run.config_file)
+    tracked.metrics(
+        {f"fsc/{name}": against.resolution(against.best_name, value) for name, value in RESOLUTIONS.items()},
+        position.images_seen,
+    )
+    tracked.note(one_volume_summary(run, store.info, position, against))
+    return [f"volume  {folder / 'reconstruct.mrc'}", f"against back-projection: {resolutions(against)}"]
+
+
+def analyze_run(
+    run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
+) -> Analysis:
+    """Embed every particle, analyse, and copy all of it to MLflow."""
+    config = run.config()
+    store = ParticleStore(config.particles)
+    embed(run, store).save(run.latents_file)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
+    folder = run.analysis(trained_epochs(run, config, store))
+    latents = load_latents(run.latents_file)
+    ksample = min(20, len(latents.z)) if ksample is None else ksample
+    num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
+    analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
+    comparison = compare_run(run, config, store, model)
+    clusters = analysis.clusters.particles
+    spread = np.unique(np.linspace(0, len(clusters) - 1, NUM_STATES).round().astype(int))  # along the first component
+    supported = compare_states(run, store, model, latents, clusters[spread])
+    if supported is not None:
+        supported.write(folder)
+    tracked.artifacts(folder, folder.name)
+    for file in (run.latents_file, run.latents_file.with_suffix(".parquet"), run.config_file):
+        tracked.artifacts(file)
+    if comparison is not None:
+        logger.info("on %d held-out images the model is %s", comparison.num_images, comparison.verdict)
+        gains = {"model": comparison.model, "linear": comparison.linear}
+        tracked.metrics({f"held_out/{name}": each.mean for name, each in gains.items()}, position.images_seen)
+    if supported is not None:
+        logger.info("%s: %s", supported.about, supported)
+        named = {name.replace(" ", "_"): float(supported.scores(name).mean()) for name in supported.curves}
+        tracked.metrics({f"states_fsc/{name}": score for name, score in named.items()}, position.images_seen)
+    tracked.note(summary(run, store.info, position, analysis, comparison, supported))
+    return analysis
+
+
+def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:
+    """Compare a run's model with one volume for all, and with the linear subspace that it started from if it did."""
+    linear = model if isinstance(model, LinearSubspace) else trained_start(run, store)
+    chunks = particle_order(config, store).val_chunks()[: MOST_IMAGES // store.chunk_size]
+    if linear is None or not len(chunks):
+        return None
+    linear = linear.to(model.observer.k.device)
+    return compare(model, linear, partial(stream_rows, store, chunks, store.chunk_size))
+
+
+def compare_states(
+    run: RunDirectory, store: ParticleStore, model: Model, latents: Latents, particles: Int[np.ndarray, " n"]
+) -> Support | None:
+    """Compare volumes of some particles' neighbourhoods with what those particles' images say without any model.
+
+    Parameters
+    ----------
+    particles
+        Rows of the latents.
+
+    Returns
+    -------
+    None, where there are too few particles for two half maps.
+    """
+    half, source_row = half_maps(store.columns), store.columns["source_row"]
+    states = states_near_particles(run, source_row, latents.source_row[particles], None)
+    if any(not (state.weight[half == each] > 0).any() for state in states for each in (0, 1)):
+        return None
+    models = {MODEL: (model, latents)}
+    start = trained_start(run, store)
+    if start is not None and start.zdim:
+        of_start = RunDirectory(run.start)
+        if not of_start.latents_file.exists():
+            embed(of_start, store).save(of_start.latents_file)
+        models[LINEAR] = (start.to(model.observer.k.device), load_latents(of_start.latents_file))
+    volumes = {
+        name: [decode(each, np.average(z.of(source_row), axis=0, weights=state.weight), store.info) for state in states]
+        for name, (each, z) in models.items()
+    }
+    weight = np.stack([state.weight for state in (all_particles(len(store)), *states)])
+    consensus, *maps = map(make_maps, back_project(store, Assignment(weight, half), Method()))
+    return support(volumes, consensus.full, maps, store.info.apix)
