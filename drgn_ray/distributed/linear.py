@@ -7,6 +7,7 @@ choice (start, radius, number of components) is made by images that were not fit
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +21,13 @@ from jaxtyping import Float64, Int
 
 from drgn_ray.config import ModelConfig, RunConfig, TrainingConfig, differences
 from drgn_ray.distributed.tasks import run_tasks
+from drgn_ray.errors import ResourceError
 from drgn_ray.models.curved import CurvedSubspace, bending_terms
 from drgn_ray.models.em import Subspace, search_box
 from drgn_ray.particles.backproject import mean_squared_ctf
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.physics.gridding import empty_moment_sums
 from drgn_ray.physics.volume_lattice import resized
 from drgn_ray.progress import Progress
 from drgn_ray.training.checkpoint import Position, has_checkpoint, save_checkpoint
@@ -62,6 +65,7 @@ NOISE_IMAGES = 1_000
 IMAGES_A_COMPONENT = 10  # at least; fewer tell nothing that holds for others
 IMAGES_A_PART = 4_000
 MOST_TASKS = 128
+COPIES_HERE, COPIES_IN_TASK = 3, 2  # of the sums over all shells, at most at a time
 
 Listen = Callable[[int, Mapping[str, float]], None]
 
@@ -325,6 +329,14 @@ def _all_shells(
 
 
 def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass, num_workers: int) -> Sums:
+    size = empty_moment_sums(store.info.box_size, work.num_volumes, torch.device("meta")).nbytes
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if COPIES_HERE * size > there:
+        raise ResourceError(
+            f"{work.num_volumes} volumes of {store.info.box_size} px",
+            f"their sums take {COPIES_HERE * size / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB",
+            "pass a smaller --zdim, or convert the particles with a smaller -D",
+        )
     count = min(max(len(chunks) * store.chunk_size // IMAGES_A_PART, 1), MOST_TASKS)
     tasks = [partial(accumulate, store.absolute_path, group.tolist(), work) for group in np.array_split(chunks, count)]
     num_images = sum(len(range(*store.chunk_rows(chunk).indices(len(store)))) for chunk in chunks.tolist())
@@ -335,4 +347,5 @@ def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass
                 progress.update(part.num_images)
                 yield part
 
-        return added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True)))
+        memory = COPIES_IN_TASK * size
+        return added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True, memory=memory)))

@@ -8,14 +8,19 @@ from functools import partial
 from itertools import chain, islice
 from typing import TypeVar, cast
 
-from drgn_ray.errors import ConfigError
+from drgn_ray.errors import ConfigError, ResourceError
 
 T = TypeVar("T")
 MAX_RETRIES = 3
 
 
 def run_tasks(
-    tasks: Iterable[Callable[[], T]], *, num_workers: int | None = None, on_gpu: bool = False, keep: bool = False
+    tasks: Iterable[Callable[[], T]],
+    *,
+    num_workers: int | None = None,
+    on_gpu: bool = False,
+    keep: bool = False,
+    memory: int = 0,
 ) -> Iterator[T]:
     """Run tasks and yield their results as they come; each must be safe to run again.
 
@@ -30,9 +35,13 @@ def run_tasks(
     keep
         Yield what stands for the results, which stay where they were made.  As arguments of other tasks (`partial`)
         they are the results; the caller is `connected` for as long.
+    memory
+        Bytes that a task reserves, so that no machine gets more of them than it has room for.
 
     Raises
     ------
+    ResourceError
+        No machine of the cluster has as much memory.
     UserError
         As raised by a task.
     """
@@ -52,7 +61,14 @@ def run_tasks(
 
     with connected():
         num_gpus = int(on_gpu and ray.cluster_resources().get("GPU", 0) > 0)
-        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)(_call)
+        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        if memory > largest:  # Ray would wait for such a machine for ever
+            raise ResourceError(
+                f"a task that needs {memory / 1e9:.1f} GB of memory",
+                f"the largest machine offers {largest / 1e9:.1f} GB",
+                "use larger machines, smaller images or fewer components",
+            )
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, memory=memory, max_retries=MAX_RETRIES)(_call)
         # Twice the CPUs keeps them busy while results are fetched; a number the user gave is kept.
         limit = num_workers or 2 * int(ray.cluster_resources()["CPU"])
         running = [remote.remote(task) for task in islice(waiting, limit)]

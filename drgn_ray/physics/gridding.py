@@ -256,9 +256,10 @@ def _insert_moments_loop(
     rotation: np.ndarray,
 ) -> None:
     one = np.float32(1)
-    origin = sums.shape[0] // 2
-    num_channels = sums.shape[3]
+    side, _, half_side, num_channels = sums.shape
+    origin = side // 2
     num_volumes = first.shape[1]
+    flat = sums.reshape(-1)  # two neighbours along x lie side by side
     row = np.empty(num_channels, np.float32)
     for image in range(values.shape[0]):
         for point in range(k.shape[0]):
@@ -278,15 +279,19 @@ def _insert_moments_loop(
             floor_z = np.floor(z)
             at_y = int(floor_y) + origin
             at_z = int(floor_z) + origin
+            above_x = x - np.float32(at_x)
             for above_z in range(2):
                 near_z = z - floor_z if above_z else one - (z - floor_z)
                 for above_y in range(2):
                     near_y = y - floor_y if above_y else one - (y - floor_y)
-                    for above_x in range(2):
-                        near_x = x - np.float32(at_x) if above_x else one - (x - np.float32(at_x))
-                        share = near_x * near_y * near_z
-                        for channel in range(num_channels):
-                            sums[at_z + above_z, at_y + above_y, at_x + above_x, channel] += share * row[channel]
+                    upper_share = near_z * near_y * above_x
+                    lower_share = near_z * near_y * (one - above_x)
+                    start = (((at_z + above_z) * side + at_y + above_y) * half_side + at_x) * num_channels
+                    lower = flat[start : start + num_channels]
+                    upper = flat[start + num_channels : start + 2 * num_channels]
+                    for channel in range(num_channels):
+                        lower[channel] += lower_share * row[channel]
+                        upper[channel] += upper_share * row[channel]
 
 
 def insert_moments_with_torch(

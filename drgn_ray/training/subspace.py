@@ -90,6 +90,11 @@ class Pass:
     seed: int = 0
     degrees: Tensor | None = None
 
+    @property
+    def num_volumes(self) -> int:
+        """Volumes that the sums are of."""
+        return 1 + self.num_components if self.degrees is None else len(self.degrees)
+
 
 class Sums(NamedTuple):
     """What a maximisation needs of some images.
@@ -269,7 +274,7 @@ class _Summing:
         self.looked_at = torch.nonzero(radius <= work.radius)[:, 0]
         self.balance = balance(radius, work.mean_squared_ctf.to(device))
         self.shells = shells_of(self.k)
-        num_volumes = 1 + (work.num_components if work.degrees is None else len(work.degrees))
+        num_volumes = work.num_volumes
         self.moments = empty_moment_sums(box_size, num_volumes, device)
         self.first = torch.zeros(num_volumes, dtype=torch.float64, device=device)
         self.second = torch.zeros(num_volumes, num_volumes, dtype=torch.float64, device=device)

@@ -14,13 +14,16 @@ from conversions.driver import Options, convert
 from conversions.inputs import read_particles
 from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from drgn_ray.distributed.embed import embed
-from drgn_ray.distributed.linear import fit_linear
+from drgn_ray.distributed.linear import _summed, fit_linear
 from drgn_ray.distributed.train import train
+from drgn_ray.errors import ResourceError
 from drgn_ray.models.em import Subspace
+from drgn_ray.particles.backproject import mean_squared_ctf
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.embed import trained_model, trained_zdim
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.subspace import Pass
 
 COUNT, BOX = 1500, 32
 
@@ -110,3 +113,11 @@ def test_a_straight_curved_model_is_left_on_a_homogeneous_set(folder: Path) -> N
     run.begin(config)
     train(config, run, lambda: LogReporter(run, 1))
     assert trained_zdim(run, config, ParticleStore(config.particles)) == 0
+
+
+def test_sums_that_do_not_fit_into_memory_are_refused_before_they_are_made(composition: ParticleStore) -> None:
+    work = Pass(None, 5_000, 8, 32, mean_squared_ctf(composition))
+    with pytest.raises(
+        ResourceError, match=r"^5001 volumes of \d+ px: their sums take \d+\.\d GB, and this machine has"
+    ):
+        _summed(composition, chunks(composition), work, 0)
