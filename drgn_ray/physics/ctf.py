@@ -53,17 +53,19 @@ def compute_ctf(
     torch-ctf's sign is the opposite.
     """
     kx, ky = freq.unbind(-1)
-    inverse_apix = (1 / apix)[:, None]
-    s2 = (kx**2 + ky**2) * inverse_apix**2
-    azimuth = torch.atan2(ky, kx) - torch.deg2rad(defocus_angle)[:, None]
-    mean, half_difference = (defocus_u + defocus_v) / 2, (defocus_u - defocus_v) / 2
-    defocus = mean[:, None] + half_difference[:, None] * torch.cos(2 * azimuth)
-    wavelength = electron_wavelength(voltage)[:, None]
-    cs_angstrom = (cs * ANGSTROM_PER_MM)[:, None]
-    aberration = -defocus * wavelength * s2 / 2 + cs_angstrom * wavelength**3 * s2**2 / 4
-    gamma = 2 * torch.pi * aberration - torch.deg2rad(phase_shift)[:, None]
-    w = amplitude_contrast[:, None]
-    return torch.sqrt(1 - w**2) * torch.sin(gamma) - w * torch.cos(gamma)
+    wavelength = electron_wavelength(voltage) / apix  # in px, as the frequencies
+    mean, half_difference = (defocus_u + defocus_v) / (2 * apix), (defocus_u - defocus_v) / (2 * apix)
+    twice = 2 * torch.deg2rad(defocus_angle)
+    # Defocus at an azimuth, times s², is quadratic in (kx, ky), so the phase is linear in four functions of them.
+    # Sums and no matrix product, which autocast or TF32 would round to three digits.
+    phase = -torch.deg2rad(phase_shift) - torch.asin(amplitude_contrast)  # sqrt(1-w²) sin a - w cos a = sin(a - asin w)
+    phase = phase[:, None] - (torch.pi * wavelength * mean)[:, None] * (kx**2 + ky**2)
+    astigmatism = torch.pi * wavelength * half_difference
+    phase -= (astigmatism * torch.cos(twice))[:, None] * (kx**2 - ky**2)
+    phase -= (astigmatism * torch.sin(twice))[:, None] * (2 * kx * ky)
+    spherical = torch.pi / 2 * (cs * ANGSTROM_PER_MM / apix) * wavelength**3
+    phase += spherical[:, None] * (kx**2 + ky**2) ** 2
+    return torch.sin(phase)
 
 
 # Grant and Grigorieff (2015), eLife 4, e06980: critical dose, e/Å², at 300 kV as a function of frequency, 1/Å, its

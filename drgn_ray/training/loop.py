@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ from drgn_ray.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 Batches = Iterable[Mapping[str, Tensor]]
+# Points of the half-disc that go through a network at once, in images: what caches hold, and what fills a GPU but not
+# the memory of a small one (9 GB of activations of a network of 10 layers of 1024).
+POINTS_AT_ONCE = {"cpu": 12_800, "cuda": 262_144}
 _ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
@@ -179,12 +183,26 @@ class Trainer:
         rate = learning_rate(self.config.training, self.position.images_seen, self.images_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with _autocast(self.worker.device, self.bf16):
-            terms = self.parallel(_to_device(batch, self.worker.device))
+        batch, count = _to_device(batch, self.worker.device), len(batch["images"])
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        means = torch.zeros(len(ElboTerms._fields), device=self.worker.device)
+        at_once = max(POINTS_AT_ONCE[self.worker.device.type] // self.model.observer.num_points, 1)
+        for first in range(0, count, at_once):
+            part = {name: values[first : first + at_once] for name, values in batch.items()}
+            share = len(part["images"]) / count
+            with self._reducing(last=first + at_once >= count):
+                with _autocast(self.worker.device, self.bf16):
+                    terms = self.parallel(part)
+                (terms.loss * share).backward()
+            means += torch.stack([term.detach() for term in terms]) * share
         self.optimizer.step()
-        return ElboTerms(*(term.detach() for term in terms)), len(batch["images"])
+        return ElboTerms(*means), count
+
+    def _reducing(self, *, last: bool) -> AbstractContextManager[None]:
+        """Share gradients with the other workers at the last of the parts that a batch is taken in."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
 
     def _validate(self) -> tuple[dict[str, float], Tensor]:
         self.model.eval()
@@ -237,28 +255,24 @@ def _autocast(device: torch.device, bf16: bool) -> torch.autocast:
 
 
 class _Averages:
-    """Loss terms summed on the device, weighted by the number of images."""
+    """Loss terms summed on the device, which is not waited for, weighted by the number of images."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(ElboTerms._fields) + 1, dtype=torch.float64, device=device)
+        self.sums, self.count = torch.zeros(len(ElboTerms._fields), dtype=torch.float64, device=device), 0
 
     def add(self, terms: ElboTerms, count: int) -> None:
-        self.sums += torch.stack(
-            [*(term.double() * count for term in terms), torch.tensor(float(count), device=self.sums.device).double()]
-        )
-
-    @property
-    def count(self) -> int:
-        return int(self.sums[-1])
+        self.sums += torch.stack(terms).double() * count
+        self.count += count
 
     def here(self) -> dict[str, float]:
         """Averages of this worker's images."""
-        means = (self.sums[:-1] / self.sums[-1].clamp_min(1)).tolist()
-        return dict(zip(ElboTerms._fields, means, strict=True))
+        return dict(zip(ElboTerms._fields, (self.sums / max(self.count, 1)).tolist(), strict=True))
 
     def over_workers(self) -> dict[str, float]:
         """Averages over all workers' images; all must call it."""
-        _sum_over_workers(self.sums)
+        counted = torch.cat([self.sums, self.sums.new_tensor([self.count])])
+        _sum_over_workers(counted)
+        self.sums, self.count = counted[:-1], int(counted[-1])
         return self.here()
 
 
