@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
@@ -24,18 +22,15 @@ from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.schedule import learning_rate
+from drgn_ray.training.step import Step, autocast, to_device
 
 logger = logging.getLogger(__name__)
 Batches = Iterable[Mapping[str, Tensor]]
-# Points of the half-disc that go through a network at once, in images: what caches hold, and what fills a GPU but not
-# the memory of a small one (9 GB of activations of a network of 10 layers of 1024).
-POINTS_AT_ONCE = {"cpu": 12_800, "cuda": 262_144}
 _ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
@@ -111,19 +106,14 @@ class Trainer:
         self.order = particle_order(config, store)
         self.images_per_epoch = self.order.num_rows(self.order.train_chunks())
         self.model = model_for(config, store).to(worker.device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.training.lr, weight_decay=config.training.weight_decay, fused=True
-        )
         self.position = load_position(run.checkpoints)
         if start is not None:
             self.model.start_from(start.subspace, int(start.radius))
-        load_state(run.checkpoints, self.model, self.optimizer)
-        self.parallel = (
-            DistributedDataParallel(self.model, broadcast_buffers=False) if worker.world_size > 1 else self.model
-        )
-        self.bf16, reason = uses_bf16(config.training.precision, worker.device)
+        bf16, reason = uses_bf16(config.training.precision, worker.device)
+        self.step = Step(self.model, config.training, bf16=bf16, world_size=worker.world_size)
+        load_state(run.checkpoints, self.model, self.step.optimizer)
         if worker.rank == 0:
-            logger.info("device %s, precision %s (%s)", worker.device, "bf16" if self.bf16 else "fp32", reason)
+            logger.info("device %s, precision %s (%s)", worker.device, "bf16" if bf16 else "fp32", reason)
 
     @property
     def num_slices(self) -> int:
@@ -148,7 +138,8 @@ class Trainer:
         window: _Window | None = None
         totals = _Averages(self.worker.device)
         for batch in self.stream(slice_index):
-            terms, count = self._step(batch)
+            rate = learning_rate(self.config.training, self.position.images_seen, self.images_per_epoch)
+            terms, count = self.step(batch, rate), len(batch["images"])
             self.position.images_seen += count * self.worker.world_size
             totals.add(terms, count)
             window = window or _Window(self)  # begins when data flow: waiting for the first is no measure of speed
@@ -179,34 +170,9 @@ class Trainer:
             self.reporter.epoch(self.position.images_seen, metrics, self.model, z)
         return metrics
 
-    def _step(self, batch: Mapping[str, Tensor]) -> tuple[ElboTerms, int]:
-        rate = learning_rate(self.config.training, self.position.images_seen, self.images_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch, count = _to_device(batch, self.worker.device), len(batch["images"])
-        self.optimizer.zero_grad(set_to_none=True)
-        means = torch.zeros(len(ElboTerms._fields), device=self.worker.device)
-        at_once = max(POINTS_AT_ONCE[self.worker.device.type] // self.model.observer.num_points, 1)
-        for first in range(0, count, at_once):
-            part = {name: values[first : first + at_once] for name, values in batch.items()}
-            share = len(part["images"]) / count
-            with self._reducing(last=first + at_once >= count):
-                with _autocast(self.worker.device, self.bf16):
-                    terms = self.parallel(part)
-                (terms.loss * share).backward()
-            means += torch.stack([term.detach() for term in terms]) * share
-        self.optimizer.step()
-        return ElboTerms(*means), count
-
-    def _reducing(self, *, last: bool) -> AbstractContextManager[None]:
-        """Share gradients with the other workers at the last of the parts that a batch is taken in."""
-        if last or not isinstance(self.parallel, DistributedDataParallel):
-            return nullcontext()
-        return self.parallel.no_sync()
-
     def _validate(self) -> tuple[dict[str, float], Tensor]:
         self.model.eval()
-        found = validate(self.model, self._held_out(), self.worker.device, bf16=self.bf16)
+        found = validate(self.model, self._held_out(), self.worker.device, bf16=self.step.bf16)
         self.model.train()
         return found
 
@@ -217,7 +183,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.worker.rank == 0:
             keep = self.config.resources.keep_checkpoints
-            save_checkpoint(self.run.checkpoints, self.position, self.model, self.optimizer, keep)
+            save_checkpoint(self.run.checkpoints, self.position, self.model, self.step.optimizer, keep)
 
 
 @torch.inference_mode()
@@ -227,8 +193,8 @@ def validate(
     """Losses and latent statistics of particles that are held out, and their mean latent; all workers must call it."""
     totals, moments = _Averages(device), torch.zeros(3, model.zdim, device=device)
     for batch in batches:
-        batch = _to_device(batch, device)
-        with _autocast(device, bf16):
+        batch = to_device(batch, device)
+        with autocast(device, bf16):
             totals.add(model(batch), len(batch["images"]))
         z_mu, z_logvar = model.encode(batch)
         moments += torch.stack([z_mu.sum(0), (z_mu**2).sum(0), kl_divergence(z_mu, z_logvar).sum(0)])
@@ -243,15 +209,6 @@ def validate(
     metrics["latent/active_dims"] = float((kld > _ACTIVE_NATS).sum())
     metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
     return metrics, mean
-
-
-def _to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    names = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
-    return {name: batch[name].to(device, non_blocking=True) for name in names}
-
-
-def _autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 class _Averages:
@@ -304,7 +261,7 @@ class _Window:
             "epoch": seen / trainer.images_per_epoch,
             "perf/images_per_second": rate,
             "perf/eta_seconds": left / rate,
-            "train/lr": trainer.optimizer.param_groups[0]["lr"],
+            "train/lr": trainer.step.optimizer.param_groups[0]["lr"],
         }
         trainer.reporter.interval(seen, metrics)
         self._restart()

@@ -17,7 +17,7 @@ from drgn_ray.distributed.train import train
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training import loop
+from drgn_ray.training import step
 from drgn_ray.training.loop import Trainer, Worker, particle_order
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -71,7 +71,7 @@ def test_a_batch_taken_in_parts_steps_as_one_taken_whole(
     one_volume = config.model_copy(update={"model": ModelConfig(model="homogeneous", dec_dim=32, dec_layers=1)})
     found = []
     for points in (1, 300, 10_000_000):  # an image at a time, a few with a rest, all
-        monkeypatch.setitem(loop.POINTS_AT_ONCE, "cpu", points)
+        monkeypatch.setitem(step.POINTS_AT_ONCE, "cpu", points)
         run = run_to_the_end(one_volume, tmp_path / str(points))
         found.append(final_weights(run) | {"loss": torch.tensor(lines(run, "epoch")[0]["train_epoch/loss"])})
     for weights in found[:-1]:

@@ -1,0 +1,75 @@
+"""One step of the optimiser: a batch in parts through the model, gradients shared among workers, Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from drgn_ray.config import TrainingConfig
+from drgn_ray.models.elbo import ElboTerms
+from drgn_ray.models.model import Model
+from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
+
+# Points of the half-disc that go through a network at once, in images: what caches hold, and what fills a GPU but not
+# the memory of a small one (9 GB of activations of a network of 10 layers of 1024).
+POINTS_AT_ONCE = {"cpu": 12_800, "cuda": 262_144}
+
+
+class Step:
+    """Steps a model, which is on its device, over batches.
+
+    Parameters
+    ----------
+    bf16
+        Run in bfloat16 what autocast takes to it.
+    world_size
+        Data-parallel workers, of which this process is one.
+    """
+
+    def __init__(self, model: Model, training: TrainingConfig, *, bf16: bool, world_size: int = 1) -> None:
+        self.model, self.bf16 = model, bf16
+        self.device = model.observer.k.device
+        self.at_once = max(POINTS_AT_ONCE[self.device.type] // model.observer.num_points, 1)
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
+        )
+        self.parallel = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
+
+    def __call__(self, batch: Mapping[str, Tensor], lr: float) -> ElboTerms:
+        """Take a step at a learning rate; means over the batch, on the device, which is not waited for."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        batch, count = to_device(batch, self.device), len(batch["images"])
+        means = torch.zeros(len(ElboTerms._fields), device=self.device)
+        for first in range(0, count, self.at_once):
+            part = {name: values[first : first + self.at_once] for name, values in batch.items()}
+            share = len(part["images"]) / count
+            with self._reducing(last=first + self.at_once >= count):
+                with autocast(self.device, self.bf16):
+                    terms = self.parallel(part)
+                (terms.loss * share).backward()
+            means += torch.stack([term.detach() for term in terms]) * share
+        self.optimizer.step()
+        return ElboTerms(*means)
+
+    def _reducing(self, *, last: bool) -> AbstractContextManager[None]:
+        """Share gradients with the other workers in the last part of a batch alone."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Move what a model looks at."""
+    names = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
+    return {name: batch[name].to(device, non_blocking=True) for name in names}
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """Arithmetic of a model's networks."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
