@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import mrcfile
 import numpy as np
 from jaxtyping import Float32
 
@@ -146,6 +145,8 @@ def write_stack(
     mode: int = 2,
 ) -> None:
     """Write an MRC stack in pieces of `BATCH` images, which `make_images` makes given their number."""
+    import mrcfile  # which a machine without stacks need not have
+
     with mrcfile.new_mmap(path, (num_images, box_size, box_size), mrc_mode=mode) as file:
         file.set_image_stack()
         for start in range(0, num_images, BATCH):

@@ -8,10 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from drgn_ray.config import ModelConfig
+from drgn_ray.models import one_pass
+from drgn_ray.models.elbo import squared_error
 from drgn_ray.models.encoding import encoding_frequencies
 from drgn_ray.models.mlp import ResidualMLP
 from drgn_ray.physics.fourier import volume_from_hartley
@@ -34,6 +36,17 @@ class Decoder(nn.Module, ABC):
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], points: HalfDisc
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
         """Real and imaginary part of the central slices ``(k_x, k_y, 0) @ rotation``, one latent and rotation each."""
+
+    def misfit(
+        self,
+        z: Float[Tensor, "B Z"],
+        rotation: Float[Tensor, "B 3 3"],
+        points: HalfDisc,
+        scale: Float[Tensor, "B P"],
+        target: Complex[Tensor, "B P"],
+    ) -> Float[Tensor, ""]:
+        """Sum of ``|scale * slices - target|²``, for decoders that find it and its gradients faster than both apart."""
+        return squared_error(self.slices(z, rotation, points), scale, target)
 
     @abstractmethod
     def volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
@@ -93,12 +106,33 @@ class CoordinateDecoder(Decoder):
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"], points: HalfDisc
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
         """See `Decoder.slices`."""
-        freq = points.freq
-        with torch.autocast(freq.device.type, enabled=False):  # phases of tens of radians need float32
-            in_plane = rotation[:, :2, :]
-            angle = freq @ (in_plane @ self.frequencies.T)
-            sign = torch.where(freq @ in_plane[:, :, 2:] > 0, -1.0, 1.0)
+        with torch.autocast(rotation.device.type, enabled=False):  # phases of tens of radians need float32
+            frequencies, sign = self._in_plane(rotation, points)
+            angle = points.freq @ frequencies
         return self._evaluate(z, angle, sign)
+
+    def misfit(
+        self,
+        z: Float[Tensor, "B Z"],
+        rotation: Float[Tensor, "B 3 3"],
+        points: HalfDisc,
+        scale: Float[Tensor, "B P"],
+        target: Complex[Tensor, "B P"],
+    ) -> Float[Tensor, ""]:
+        """See `Decoder.misfit`."""
+        if z.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().misfit(z, rotation, points, scale, target)
+        with torch.autocast("cpu", enabled=False):
+            frequencies, sign = self._in_plane(rotation, points)
+        bias = self._bias(z).float()
+        return one_pass.squared_error(self.mlp, bias, points.freq, frequencies, sign[..., 0], scale, target)
+
+    def _in_plane(
+        self, rotation: Float[Tensor, "B 3 3"], points: HalfDisc
+    ) -> tuple[Float[Tensor, "B 2 K"], Float[Tensor, "B P 1"]]:
+        """Frequencies turned into the planes of slices, and -1 for points that are evaluated at -k."""
+        in_plane = rotation[:, :2, :]
+        return in_plane @ self.frequencies.T, torch.where(points.freq @ in_plane[:, :, 2:] > 0, -1.0, 1.0)
 
     @torch.inference_mode()
     def volume(self, z: Float[Tensor, " Z"], radius: int | None = None) -> Float[Tensor, "D D D"]:
@@ -138,10 +172,11 @@ class CoordinateDecoder(Decoder):
     def _evaluate(
         self, z: Float[Tensor, "B Z"], angle: Float[Tensor, "B P K"], sign: Float[Tensor, "B P 1"]
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
-        # z's share of the first layer is the same for all points of an image, so it is computed once an image.
-        weight_of_points, weight_of_z = self.mlp.first.weight.split([self.num_features, z.shape[-1]], dim=1)
         features = torch.cat([torch.sin(angle) * sign, torch.cos(angle)], dim=-1)
-        hidden = nn.functional.linear(features, weight_of_points)
-        bias = nn.functional.linear(z, weight_of_z, self.mlp.first.bias)
-        real, imag = self.mlp.after_first(hidden + bias[:, None]).float().unbind(-1)
+        hidden = nn.functional.linear(features, self.mlp.first.weight[:, : self.num_features])
+        real, imag = self.mlp.after_first(hidden + self._bias(z)[:, None]).float().unbind(-1)
         return real, imag * sign[..., 0]
+
+    def _bias(self, z: Float[Tensor, "B Z"]) -> Float[Tensor, "B W"]:
+        """Add up what the first layer adds to all points of an image: its bias, and z's share, computed once."""
+        return nn.functional.linear(z, self.mlp.first.weight[:, self.num_features :], self.mlp.first.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 
@@ -20,16 +20,17 @@ class ElboTerms(NamedTuple):
     kld: Float[Tensor, ""]
 
 
-def reconstruction_loss(
-    predicted: tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]],
-    observed: tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]],
+def squared_error(
+    slices: tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]],
+    scale: Float[Tensor, "B P"],
+    target: Complex[Tensor, "B P"],
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the half-disc's complex coefficients (real and imaginary parts).
+    """Sum of ``|scale * F - target|²`` over the half-disc's coefficients F, of which `slices` has both parts.
 
-    It equals cryoDRGN's mean over the Hartley values of the whole disc: H(k)² + H(-k)² = 2 |F(k)|².
+    Its mean equals cryoDRGN's over the Hartley values of the whole disc: H(k)² + H(-k)² = 2 |F(k)|².
     """
-    real, imag = (p - o for p, o in zip(predicted, observed, strict=True))
-    return (real**2 + imag**2).mean()
+    real, imag = (part * scale for part in slices)
+    return ((real - target.real) ** 2 + (imag - target.imag) ** 2).sum()
 
 
 def kl_divergence(z_mu: Float[Tensor, "B Z"], z_logvar: Float[Tensor, "B Z"]) -> Float[Tensor, "B Z"]:

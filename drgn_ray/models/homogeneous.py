@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drgn_ray.models.decoder import Decoder
-from drgn_ray.models.elbo import ElboTerms, reconstruction_loss
+from drgn_ray.models.elbo import ElboTerms
 from drgn_ray.models.em import Subspace
 from drgn_ray.models.model import Model
 from drgn_ray.physics.observation import Observer
@@ -34,8 +34,9 @@ class Homogeneous(Model):
         """Reconstruction loss of a batch, which is all of the loss."""
         seen = self.observer(batch)
         no_latent = seen.ctf.new_zeros(len(seen.ctf), 0)
-        real, imag = self.decode_slices(no_latent, seen.rotation)
-        loss = reconstruction_loss((real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag))
+        points = self.observer.half_disc
+        misfit = self.decoder.misfit(no_latent, seen.rotation, points, seen.ctf, seen.coefficients)
+        loss = misfit / seen.ctf.numel()
         return ElboTerms(loss, loss.detach(), torch.zeros_like(loss.detach()))
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:

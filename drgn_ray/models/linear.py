@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss
+from drgn_ray.models.elbo import ElboTerms, elbo_terms, squared_error
 from drgn_ray.models.em import LEAST_CONTRAST, Posterior, Subspace, Viewer, search_box
 from drgn_ray.models.model import Model
 from drgn_ray.physics.gridding import interpolate
@@ -72,11 +72,8 @@ class LinearSubspace(Model):
         """Loss of a batch at the posterior means, all shells included."""
         seen = self.observer(batch)
         z_mu, z_logvar = self.encode(batch)
-        real, imag = self.decode_slices(z_mu, seen.rotation)
-        recon_loss = reconstruction_loss(
-            (real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag)
-        )
-        return elbo_terms(recon_loss, z_mu, z_logvar, 1.0, self.observer.num_points)
+        misfit = squared_error(self.decode_slices(z_mu, seen.rotation), seen.ctf, seen.coefficients)
+        return elbo_terms(misfit / seen.ctf.numel(), z_mu, z_logvar, 1.0, self.observer.num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch; the images of one particle (tilts) have one posterior."""

@@ -6,7 +6,7 @@ Shape letters: B images, P half-disc points, C volumes, D box, S and H points of
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from drgn_ray.config import ModelConfig
@@ -60,6 +60,21 @@ class ResidualDecoder(Decoder):
         real, imag = self.network.slices(z, rotation, HalfDisc(points.box_size, points.k[within]))
         slices[:, within] += torch.complex(real, imag) * at_radii(self.amplitudes, points.radius[within])
         return slices.real, slices.imag
+
+    def misfit(
+        self,
+        z: Float[Tensor, "B Z"],
+        rotation: Float[Tensor, "B 3 3"],
+        points: HalfDisc,
+        scale: Float[Tensor, "B P"],
+        target: Complex[Tensor, "B P"],
+    ) -> Float[Tensor, ""]:
+        """See `Decoder.misfit`; the network is asked for what the consensus leaves."""
+        left = target - scale * interpolate(torch.view_as_complex(self.consensus), points.k, rotation)[..., 0]
+        within = points.radius <= self.radius
+        inner = HalfDisc(points.box_size, points.k[within])
+        scale = scale[:, within] * at_radii(self.amplitudes, inner.radius)
+        return self.network.misfit(z, rotation, inner, scale, left[:, within]) + (left[:, ~within].abs() ** 2).sum()
 
     @torch.inference_mode()
     def volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drgn_ray.models.decoder import Decoder
-from drgn_ray.models.elbo import ElboTerms, elbo_terms, reconstruction_loss, sample_latent
+from drgn_ray.models.elbo import ElboTerms, elbo_terms, sample_latent
 from drgn_ray.models.em import Subspace
 from drgn_ray.models.encoder import Encoder
 from drgn_ray.models.model import Model
@@ -47,11 +47,9 @@ class VAE(Model):
         seen = self.observer(batch)
         z_mu, z_logvar = self.encoder(seen)
         z = sample_latent(z_mu, z_logvar) if self.training else z_mu
-        real, imag = self.decode_slices(z, seen.rotation)
-        recon_loss = reconstruction_loss(
-            (real * seen.ctf, imag * seen.ctf), (seen.coefficients.real, seen.coefficients.imag)
-        )
-        return elbo_terms(recon_loss, z_mu, z_logvar, self.beta, self.observer.num_points)
+        points = self.observer.half_disc
+        misfit = self.decoder.misfit(z, seen.rotation, points, seen.ctf, seen.coefficients)
+        return elbo_terms(misfit / seen.ctf.numel(), z_mu, z_logvar, self.beta, self.observer.num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""
