@@ -48,7 +48,16 @@ class DataConfig(Settings):
 _OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta")
 _OF_COORDINATES = ("dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma")
 _OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window", "init")
-_OF_STEPS = ("num_epochs", "batch_size", "lr", "lr_schedule", "warmup_epochs", "weight_decay", "precision")
+_OF_STEPS = (
+    "num_epochs",
+    "batch_size",
+    "lr",
+    "lr_schedule",
+    "warmup_epochs",
+    "weight_decay",
+    "points_share",
+    "precision",
+)
 _MODEL_HAS_NOT = {
     "vae": (),
     "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS),
@@ -182,6 +191,9 @@ class TrainingConfig(Settings):
     """Epochs over which the learning rate rises from zero."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of Adam."""
+    points_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of an image's Fourier points, drawn anew every time, at which a step compares it with its slice; with fewer
+    a step is cheaper and knows less."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the decoder; auto: bf16 where the hardware multiplies it fast, else fp32."""
     seed: NonNegativeInt = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from drgn_ray.config import ModelConfig
@@ -18,6 +18,7 @@ from drgn_ray.models.encoding import encoding_frequencies
 from drgn_ray.models.mlp import ResidualMLP
 from drgn_ray.physics.fourier import volume_from_hartley
 from drgn_ray.physics.lattice import HalfDisc
+from drgn_ray.physics.observation import Observation
 
 
 class Decoder(nn.Module, ABC):
@@ -51,6 +52,16 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def volume(self, z: Float[Tensor, " Z"]) -> Float[Tensor, "D D D"]:
         """Real-space volume (z, y, x) of one latent."""
+
+
+def reconstruction_loss(
+    decoder: Decoder, z: Float[Tensor, "B Z"], seen: Observation, points: HalfDisc, rows: Int[Tensor, " p"] | None
+) -> Float[Tensor, ""]:
+    """Mean squared error over the half-disc, or its estimate from some of its points (see `Model.forward`)."""
+    scale, target = seen.ctf, seen.coefficients
+    if rows is not None:
+        points, scale, target = HalfDisc(points.box_size, points.k[rows]), scale[:, rows], target[:, rows]
+    return decoder.misfit(z, seen.rotation, points, scale, target) / scale.numel()
 
 
 class CoordinateDecoder(Decoder):

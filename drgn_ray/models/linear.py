@@ -68,8 +68,9 @@ class LinearSubspace(Model):
         """What was found."""
         return Subspace(self.volumes, self.noise, float(self.contrast_variance))
 
-    def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
+    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
         """Loss of a batch at the posterior means, all shells included."""
+        assert rows is None, "it is not trained by steps"
         seen = self.observer(batch)
         z_mu, z_logvar = self.encode(batch)
         misfit = squared_error(self.decode_slices(z_mu, seen.rotation), seen.ctf, seen.coefficients)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from drgn_ray.models.elbo import ElboTerms, kl_divergence, sample_latent
@@ -49,8 +49,14 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
-        """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
+    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
+        """Loss of a batch; z is drawn when training, its mean is taken in evaluation.
+
+        Parameters
+        ----------
+        rows
+            Which of the observer's points the slices are compared at, a random sample; None: at all of them.
+        """
 
     @abstractmethod
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from drgn_ray.models.decoder import Decoder
+from drgn_ray.models.decoder import Decoder, reconstruction_loss
 from drgn_ray.models.elbo import ElboTerms, elbo_terms, sample_latent
 from drgn_ray.models.em import Subspace
 from drgn_ray.models.encoder import Encoder
@@ -42,14 +42,13 @@ class VAE(Model):
         """Weight of the KL divergence."""
         return self.encoder.usual_beta if self.given_beta is None else self.given_beta
 
-    def forward(self, batch: Mapping[str, Tensor]) -> ElboTerms:
-        """Loss of a batch; z is drawn when training, its mean is taken in evaluation."""
+    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
+        """See `Model.forward`; the encoder looks at all points."""
         seen = self.observer(batch)
         z_mu, z_logvar = self.encoder(seen)
         z = sample_latent(z_mu, z_logvar) if self.training else z_mu
-        points = self.observer.half_disc
-        misfit = self.decoder.misfit(z, seen.rotation, points, seen.ctf, seen.coefficients)
-        return elbo_terms(misfit / seen.ctf.numel(), z_mu, z_logvar, self.beta, self.observer.num_points)
+        recon_loss = reconstruction_loss(self.decoder, z, seen, self.observer.half_disc, rows)
+        return elbo_terms(recon_loss, z_mu, z_logvar, self.beta, self.observer.num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""

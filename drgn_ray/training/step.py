@@ -33,7 +33,8 @@ class Step:
     def __init__(self, model: Model, training: TrainingConfig, *, bf16: bool, world_size: int = 1) -> None:
         self.model, self.bf16 = model, bf16
         self.device = model.observer.k.device
-        self.at_once = max(POINTS_AT_ONCE[self.device.type] // model.observer.num_points, 1)
+        self.num_points = max(round(training.points_share * model.observer.num_points), 1)
+        self.at_once = max(POINTS_AT_ONCE[self.device.type] // self.num_points, 1)
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
@@ -47,15 +48,21 @@ class Step:
         batch, count = to_device(batch, self.device), len(batch["images"])
         means = torch.zeros(len(ElboTerms._fields), device=self.device)
         for first in range(0, count, self.at_once):
+            rows = self._sampled()
             part = {name: values[first : first + self.at_once] for name, values in batch.items()}
             share = len(part["images"]) / count
             with self._reducing(last=first + self.at_once >= count):
                 with autocast(self.device, self.bf16):
-                    terms = self.parallel(part)
+                    terms = self.parallel(part, rows)
                 (terms.loss * share).backward()
             means += torch.stack([term.detach() for term in terms]) * share
         self.optimizer.step()
         return ElboTerms(*means)
+
+    def _sampled(self) -> Tensor | None:
+        """Draw the points that a part of a batch is compared at, so that every one has the same chance."""
+        of = self.model.observer.num_points
+        return None if self.num_points == of else torch.randperm(of, device=self.device)[: self.num_points]
 
     def _reducing(self, *, last: bool) -> AbstractContextManager[None]:
         """Share gradients with the other workers in the last part of a batch alone."""
