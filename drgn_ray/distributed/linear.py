@@ -62,10 +62,11 @@ SPARE = 4  # components kept above those that were found at a smaller radius
 MOST_SEARCHED = 50_000  # images, which tell 20 components; all are used in the end
 BENDING_SHELLS = 4  # box sizes over the radius up to which bent and straight volumes are compared
 NOISE_IMAGES = 1_000
+LEFT_OUT, MOST_LEFT_OUT = 5, 2_000  # chunks of which one, and images, that say whether volumes bend
 IMAGES_A_COMPONENT = 10  # at least; fewer tell nothing that holds for others
 IMAGES_A_PART = 4_000
 MOST_TASKS = 128
-COPIES_HERE, COPIES_IN_TASK = 3, 2  # of the sums over all shells, at most at a time
+COPIES_HERE, COPIES_IN_TASK = 4, 2  # of the sums over all shells, at most at a time
 
 Listen = Callable[[int, Mapping[str, float]], None]
 
@@ -108,7 +109,7 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
         found = fit_linear(store, chunks, zdim=zdim, seed=seed, num_workers=workers, listen=reporter.interval)
         model.start_from(*found)
         if isinstance(model, CurvedSubspace) and model.zdim:
-            _bend(model, store, chunks, workers, held_out)
+            _bend(model, store, chunks, workers)
     metrics, z = validate(model, held_out(), torch.device("cpu"))
     metrics |= {"epoch": 1, "perf/epoch_seconds": time.monotonic() - start}
     position.history.append({"kind": "epoch", "step": seen, **metrics})
@@ -281,33 +282,42 @@ class _Search:
         return more
 
 
-def _bend(
-    model: CurvedSubspace,
-    store: ParticleStore,
-    chunks: Int[np.ndarray, " chunks"],
-    num_workers: int,
-    held_out: Callable[[], Iterator[Mapping[str, torch.Tensor]]],
-) -> None:
-    """Fit volumes of polynomials of the latents that a linear fit found; held-out images say whether they stay."""
-    if not len(straight := _bounds(model, held_out())):
-        logger.info("no particles are held out to tell whether volumes should bend; they do")
-    subspace, of_ctf = model.subspace, mean_squared_ctf(store)
+def _bend(model: CurvedSubspace, store: ParticleStore, chunks: Int[np.ndarray, " chunks"], num_workers: int) -> None:
+    """Fit volumes of polynomials of the latents that a linear fit found, if they tell images that were left out better.
+
+    Straight and bent volumes are fitted to four fifths of the particles and compared on others; the better ones have
+    all particles in the end.
+    """
+    subspace, of_ctf, size = model.subspace, mean_squared_ctf(store), store.info.box_size
+    radius, straight = int(model.radius), model.curved_volumes
     degrees = bending_terms(subspace.volumes[1:])
-    radius, half = int(model.radius), store.info.box_size // 2
-    few = replace(subspace, volumes=resized(subspace.volumes, search_box(store.info.box_size, radius)))
-    work = Pass(few, subspace.num_components, radius, half, of_ctf, everything=True, degrees=degrees)
-    model.bend(degrees, solved(_summed(store, chunks, work, num_workers), of_ctf, least_power=0.0).volumes)
-    if not len(straight):
+    few = replace(subspace, volumes=resized(subspace.volumes, search_box(size, radius)))
+    work = Pass(few, subspace.num_components, radius, size // 2, of_ctf, everything=True, degrees=degrees)
+    left_out = np.zeros(len(chunks), bool)
+    left_out[:: max(LEFT_OUT, -(-len(chunks) * store.chunk_size // MOST_LEFT_OUT))] = True
+    if left_out.all():
+        logger.info("particles are too few to tell whether volumes should bend: they are left straight")
         return
-    better = gain(_bounds(model, held_out()), straight)
+    fitted_to, others = (_summed(store, some, work, num_workers) for some in (chunks[~left_out], chunks[left_out]))
+
+    def told(degrees: torch.Tensor, sums: Sums) -> Float64[np.ndarray, " n"]:
+        model.bend(degrees, solved(sums, of_ctf, least_power=0.0).volumes)
+        return _bounds(model, stream_rows(store, chunks[left_out].tolist(), BATCH_SIZE))
+
+    linear = degrees[: subspace.num_components]
+    of_bent, of_straight = told(degrees, fitted_to), told(linear, fitted_to.leading(1 + len(linear)))
+    better = gain(of_bent, of_straight)
     logger.info(
-        "volumes bent by %d terms tell held-out images %s nats better: they %s",
-        len(degrees) - subspace.num_components,
+        "volumes bent by %d terms tell %s images that were left out %s nats better than straight ones: they %s",
+        len(degrees) - len(linear),
+        f"{len(of_bent):,}",
         better,
-        "stay so" if better.is_clear else "are left straight",
+        "are bent" if better.is_clear else "stay straight",
     )
-    if not better.is_clear:
-        model.start_from(subspace, radius)
+    if better.is_clear:
+        model.bend(degrees, solved(added((fitted_to, others)), of_ctf, least_power=0.0).volumes)
+    else:
+        model.bend(linear, straight)
 
 
 def _bounds(model: CurvedSubspace, held_out: Iterator[Mapping[str, torch.Tensor]]) -> Float64[np.ndarray, " n"]:

@@ -6,7 +6,7 @@ takes all shells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,7 +93,7 @@ class Pass:
     @property
     def num_volumes(self) -> int:
         """Volumes that the sums are of."""
-        return 1 + self.num_components if self.degrees is None else len(self.degrees)
+        return 1 + (self.num_components if self.degrees is None else len(self.degrees))
 
 
 class Sums(NamedTuple):
@@ -116,9 +116,19 @@ class Sums(NamedTuple):
     noise: Float64[np.ndarray, " R"]
     points: Float64[np.ndarray, " R"]
 
+    def leading(self, count: int) -> Sums:
+        """Keep the first volumes, as if the others had not been there."""
+        num_volumes = len(self.first)
+        row, column = np.triu_indices(num_volumes)
+        pairs_kept = 2 * num_volumes + np.flatnonzero(column < count)
+        kept = np.concatenate([np.arange(count), num_volumes + np.arange(count), pairs_kept])
+        first, second = self.first[:count], self.second[:count, :count]
+        return self._replace(moments=self.moments[..., kept], first=first, second=second)
 
-def added(parts: Iterator[Sums]) -> Sums:
+
+def added(parts: Iterable[Sums]) -> Sums:
     """Add up what several passes give."""
+    parts = iter(parts)
     first = next(parts)
     total = first._replace(moments=first.moments.copy())  # what comes from Ray cannot be written to
     for part in parts:

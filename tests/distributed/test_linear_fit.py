@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.linear import _summed, fit_linear
 from drgn_ray.distributed.train import train
 from drgn_ray.errors import ResourceError
+from drgn_ray.models.curved import CurvedSubspace, bending_terms
 from drgn_ray.models.em import Subspace
 from drgn_ray.particles.backproject import mean_squared_ctf
 from drgn_ray.particles.store import ParticleStore
@@ -24,6 +26,7 @@ from drgn_ray.training.embed import trained_model, trained_zdim
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.subspace import Pass
+from jobs.cli import main
 
 COUNT, BOX = 1500, 32
 
@@ -121,3 +124,37 @@ def test_sums_that_do_not_fit_into_memory_are_refused_before_they_are_made(compo
         ResourceError, match=r"^5001 volumes of \d+ px: their sums take \d+\.\d GB, and this machine has"
     ):
         _summed(composition, chunks(composition), work, 0)
+
+
+def test_the_preset_bends_the_volumes_of_an_arm_that_turns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, run = store_of(folder, "motion"), RunDirectory(folder / "auto")
+    words = ["train", store.path, "-o", str(run.path), "--preset", "auto", "--workers", "0", "--no-analysis"]
+    assert main(words) == 0
+    assert re.search(
+        r"bent by 6 terms tell 320 images .* nats better than straight ones: they are bent", capsys.readouterr().out
+    )
+    model = trained_model(run, run.config(), store, torch.device("cpu"))
+    assert isinstance(model, CurvedSubspace)
+    assert len(model.curved_volumes) == 1 + model.zdim + 6
+    z = torch.randn(model.zdim)
+    ends = model.decode_volume(z) + model.decode_volume(-z)
+    assert (ends / 2 - model.decode_volume(torch.zeros(model.zdim))).norm() > 0.1 * ends.norm() / 2, "it is straight"
+
+
+def test_leading_sums_are_those_of_fewer_volumes(composition: ParticleStore) -> None:
+    of_ctf = mean_squared_ctf(composition)
+    subspace, radius = fit_linear(composition, chunks(composition), zdim=3)
+    degrees = bending_terms(subspace.volumes[1:])
+    linear = degrees[: subspace.num_components]
+    bent, straight = (
+        _summed(
+            composition,
+            chunks(composition)[:2],
+            Pass(subspace, subspace.num_components, radius, BOX // 2, of_ctf, everything=True, degrees=some),
+            0,
+        )
+        for some in (degrees, linear)
+    )
+    kept = bent.leading(1 + len(linear))
+    for mine, its in zip(kept[1:], straight[1:], strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-4 * np.abs(its).max())
