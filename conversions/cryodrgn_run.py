@@ -41,7 +41,7 @@ from drgn_ray.training.embed import (
     Latents,
     embed_chunks,
     in_source_order,
-    load_latents,
+    latents_of,
     trained_epochs,
 )
 from drgn_ray.training.loop import model_for, particle_order
@@ -119,7 +119,7 @@ def export_run(run: RunDirectory, folder: str | Path) -> None:
             f"cryoDRGN has no {part}",
             "pass a run of --encoder residual --decoder coordinate, or export particles with -o",
         )
-    store, latents = ParticleStore(config.particles), load_latents(run.latents_file)
+    store, latents = ParticleStore(config.particles), latents_of(run)
     rows = np.argsort(store.columns["source_row"])
     if (
         not np.array_equal(store.columns["source_row"][rows], latents.source_row)

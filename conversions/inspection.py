@@ -31,7 +31,7 @@ from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, ParticleFileError, StoreError
 from drgn_ray.particles.store import ParticleStore, StoreWriter
 from drgn_ray.training.checkpoint import Position, load_position
-from drgn_ray.training.embed import Latents, load_latents, trained_zdim
+from drgn_ray.training.embed import Latents, latents_of, trained_zdim
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.units import ANGSTROM_PER_MICROMETRE
 
@@ -331,7 +331,7 @@ def _inspect_run(path: str) -> Inspection:
     attempt = Attempts()
     store = attempt("store", ParticleStore, config.particles)
     has_latents = position.history and store is not None and trained_zdim(run, config, store)
-    latents = attempt("latents", load_latents, run.latents_file) if has_latents else None
+    latents = attempt("latents", latents_of, run) if has_latents else None
     return Inspection(
         path,
         (

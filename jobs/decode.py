@@ -80,13 +80,13 @@ def _latents(arguments: Arguments, run, zdim: int):
 
     from drgn_ray.analysis.selection import row_numbers
     from drgn_ray.errors import ConfigError
-    from drgn_ray.training.embed import load_latents
+    from drgn_ray.training.embed import latents_of
 
     chosen = [arguments.particles is not None, arguments.z is not None, arguments.z_file is not None]
     if sum(chosen) != 1:
         raise ConfigError("--particles, -z, --z-file", "it is not said which volumes", "pass one of them")
     if arguments.particles is not None:
-        return load_latents(run.latents_file).of(row_numbers(arguments.particles))
+        return latents_of(run).of(row_numbers(arguments.particles))
     if arguments.z is not None:
         name, z = "-z", np.array([arguments.z])
     else:

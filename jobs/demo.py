@@ -85,9 +85,9 @@ def _compare(run, truth, store, analysis) -> list[str]:
     import numpy as np
 
     from drgn_ray.analysis.agreement import continuous_agreement, discrete_agreement, volume_correlation
-    from drgn_ray.training.embed import load_latents
+    from drgn_ray.training.embed import latents_of
 
-    latents, info = load_latents(run.latents_file), store.info
+    latents, info = latents_of(run), store.info
     arm = continuous_agreement(latents.z, truth.arm_angle[latents.source_row])
     cap = discrete_agreement(latents.z, truth.has_cap[latents.source_row])
     guess = max(truth.has_cap.mean(), 1 - truth.has_cap.mean())

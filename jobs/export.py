@@ -114,7 +114,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
     from conversions.cryodrgn import read_selection_of
     from drgn_ray.analysis.selection import in_box, in_clusters, newest_labels
     from drgn_ray.errors import ConfigError
-    from drgn_ray.training.embed import load_latents
+    from drgn_ray.training.embed import latents_of
 
     source_row = store.columns["source_row"]
     keep = np.ones(len(store), bool)
@@ -126,7 +126,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
         labels = newest_labels(_needed(run, "--clusters"), arguments.ksample)
         keep &= np.isin(source_row, in_clusters(labels, arguments.clusters))
     if arguments.latent_box is not None:
-        latents = load_latents(_needed(run, "--latent-box").latents_file)
+        latents = latents_of(_needed(run, "--latent-box"))
         keep &= np.isin(source_row, in_box(latents, arguments.latent_box))
     rows = np.flatnonzero(keep != arguments.others)
     if not len(rows):

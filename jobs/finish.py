@@ -27,7 +27,7 @@ from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.tracking.summary import one_volume_summary, summary
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.compare import MOST_IMAGES, Comparison, compare
-from drgn_ray.training.embed import Latents, load_latents, trained_epochs, trained_model, trained_start, trained_zdim
+from drgn_ray.training.embed import Latents, latents_of, trained_epochs, trained_model, trained_start, trained_zdim
 from drgn_ray.training.loop import particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -73,11 +73,11 @@ def analyze_run(
     """Embed every particle, analyse, and copy all of it to MLflow."""
     config = run.config()
     store = ParticleStore(config.particles)
-    embed(run, store).save(run.latents_file)
+    _embed(run, store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
     folder = run.analysis(trained_epochs(run, config, store))
-    latents = load_latents(run.latents_file)
+    latents = latents_of(run)
     ksample = min(20, len(latents.z)) if ksample is None else ksample
     num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
@@ -100,6 +100,11 @@ def analyze_run(
         tracked.metrics({f"states_fsc/{name}": score for name, score in named.items()}, position.images_seen)
     tracked.note(summary(run, store.info, position, analysis, comparison, supported))
     return analysis
+
+
+def _embed(run: RunDirectory, store: ParticleStore) -> None:
+    images_seen = load_position(run.checkpoints).images_seen
+    embed(run, store).save(run.latents_file, images_seen)
 
 
 def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:
@@ -135,8 +140,8 @@ def compare_states(
     if start is not None and start.zdim:
         of_start = RunDirectory(run.start)
         if not of_start.latents_file.exists():
-            embed(of_start, store).save(of_start.latents_file)
-        models[LINEAR] = (start.to(model.observer.k.device), load_latents(of_start.latents_file))
+            _embed(of_start, store)
+        models[LINEAR] = (start.to(model.observer.k.device), latents_of(of_start))
     volumes = {
         name: [decode(each, np.average(z.of(source_row), axis=0, weights=state.weight), store.info) for state in states]
         for name, (each, z) in models.items()

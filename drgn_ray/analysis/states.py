@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int
 
 from drgn_ray.analysis.selection import in_clusters, newest_labels
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.training.embed import Latents, load_latents
+from drgn_ray.training.embed import Latents, latents_of
 from drgn_ray.training.run_directory import RunDirectory
 
 LEAST_NEIGHBORS = 200
@@ -55,7 +55,7 @@ def states_of_clusters(
     if clusters == "all":
         clusters = ",".join(map(str, np.unique(pd.read_csv(labels_file)["label"])))
     in_clusters(labels_file, clusters)  # are they clusters?
-    z = load_latents(run.latents_file).of(centres)
+    z = latents_of(run).of(centres)
     return [
         State(
             f"cluster_{number:02d}",
@@ -70,7 +70,7 @@ def states_near_particles(
     run: RunDirectory, source_row: Int[np.ndarray, " N"], particles: Int[np.ndarray, " n"], neighbors: int | None
 ) -> list[State]:
     """States of the neighbours of particles, named by their rows of the source table, in the latent space."""
-    latents = load_latents(run.latents_file)
+    latents = latents_of(run)
     particles = np.unique(particles)
     return [
         State(f"particle_{row}", _neighborhood(latents, source_row, z, neighbors), z)
@@ -82,7 +82,7 @@ def state_near_latent(
     run: RunDirectory, source_row: Int[np.ndarray, " N"], z: Float[np.ndarray, " Z"], neighbors: int | None
 ) -> State:
     """Make the state of the neighbours of a latent."""
-    latents = load_latents(run.latents_file)
+    latents = latents_of(run)
     if len(z) != latents.z.shape[1]:
         raise ConfigError("-z", f"it has {len(z)} numbers", f"pass {latents.z.shape[1]}, as the run has dimensions")
     return State("latent", _neighborhood(latents, source_row, z, neighbors), z)

@@ -53,10 +53,17 @@ class Latents(NamedTuple):
             )
         return self.z[where]
 
-    def save(self, path: Path) -> None:
-        """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""
+    def save(self, path: Path, images_seen: int | None = None) -> None:
+        """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...).
+
+        Parameters
+        ----------
+        images_seen
+            The checkpoint's, of which `latents_of` will know whether it is the newest.
+        """
         partial = path.with_name(f".{path.name}.partial.npz")
-        np.savez(partial, **self._asdict())
+        of_checkpoint = {} if images_seen is None else {"images_seen": np.array(images_seen)}
+        np.savez(partial, **(self._asdict() | of_checkpoint))
         columns = {f"z{i}": column for i, column in enumerate(self.z.T)}
         columns |= {f"z{i}_logvar": column for i, column in enumerate(self.z_logvar.T)}
         table = partial.with_suffix(".parquet")
@@ -74,6 +81,21 @@ def load_latents(path: Path) -> Latents:
             return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
         raise RunError(str(path), "the latents are damaged", f"type `drgn-ray embed {path.parent}`") from error
+
+
+def latents_of(run: RunDirectory) -> Latents:
+    """Read a run's latents, which must be those of its newest checkpoint."""
+    latents = load_latents(run.latents_file)
+    with np.load(run.latents_file, allow_pickle=False) as arrays:
+        seen = int(arrays["images_seen"]) if "images_seen" in arrays else None
+    newest = load_position(run.checkpoints).images_seen
+    if seen is not None and seen != newest:
+        raise RunError(
+            str(run.latents_file),
+            f"the latents are of a checkpoint after {seen:,} images, and the newest is after {newest:,}",
+            f"type `drgn-ray analyze {run.path}`, or `drgn-ray embed {run.path}` for the latents alone",
+        )
+    return latents
 
 
 def trained_model(run: RunDirectory, config: RunConfig, store: ParticleStore, device: torch.device) -> Model:

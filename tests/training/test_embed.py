@@ -12,9 +12,10 @@ import pytest
 from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.train import train
-from drgn_ray.errors import ConfigError
+from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.embed import Latents, embed_chunks, in_source_order, load_latents
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.embed import Latents, embed_chunks, in_source_order, latents_of, load_latents
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -61,3 +62,22 @@ def test_particles_are_found_by_source_row_and_strangers_refused() -> None:
     assert latents.of(np.array([9, 2])).tolist() == [[3.0], [0.0]]
     with pytest.raises(ConfigError, match="particle 5: it is not among"):
         latents.of(np.array([2, 5]))
+
+
+def test_latents_of_an_older_checkpoint_are_refused(store_path: Path, tmp_path: Path) -> None:
+    run, store = RunDirectory(tmp_path / "run"), ParticleStore(store_path)
+    config = RunConfig(
+        particles=str(store_path),
+        model=ModelConfig(zdim=2, enc_dim=8, dec_dim=8),
+        training=TrainingConfig(num_epochs=1),
+        resources=ResourcesConfig(num_workers=0),
+    )
+    for num_epochs in (1, 2):
+        longer = config.model_copy(update={"training": TrainingConfig(num_epochs=num_epochs)})
+        run.begin(longer)
+        train(longer, run, lambda: LogReporter(run, 2))
+        if num_epochs == 1:
+            embed(run, store, num_workers=0).save(run.latents_file, load_position(run.checkpoints).images_seen)
+            assert len(latents_of(run).z) == len(store)
+    with pytest.raises(RunError, match=r"of a checkpoint after [\d,]+ images, and the newest is after [\d,]+; type"):
+        latents_of(run)
