@@ -38,8 +38,8 @@ from drgn_ray.training.run_directory import RunDirectory
 MODELS = {
     "linear": "--model linear",
     "basis": "--decoder basis --encoder linear --zdim 4 -n 6",
-    "residual": "--decoder residual --encoder linear --dec-dim 256 --zdim 4 -n 6",
-    "vae": "--enc-dim 256 --dec-dim 256 --zdim 4 -n 4 --lr 1e-3",
+    "residual": "--decoder residual --encoder linear --dec-dim 256 --zdim 4 -n 8 --points-share 0.25",
+    "vae": "--enc-dim 128 --dec-dim 128 --zdim 4 -n 16 -b 8 --lr 2e-3 --points-share 0.1",
     "auto": "--preset auto",
 }
 CRYODRGN, CONSENSUS = "cryoDRGN", "consensus"  # further rows

@@ -31,7 +31,7 @@ from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, ParticleFileError, StoreError
 from drgn_ray.particles.store import ParticleStore, StoreWriter
 from drgn_ray.training.checkpoint import Position, load_position
-from drgn_ray.training.embed import Latents, latents_of, trained_zdim
+from drgn_ray.training.embed import Latents, latents_of, trained_model, trained_zdim
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.units import ANGSTROM_PER_MICROMETRE
 
@@ -332,17 +332,20 @@ def _inspect_run(path: str) -> Inspection:
     store = attempt("store", ParticleStore, config.particles)
     has_latents = position.history and store is not None and trained_zdim(run, config, store)
     latents = attempt("latents", latents_of, run) if has_latents else None
+    found = None
+    if config.model.is_fitted and position.history and store is not None:
+        found = trained_model(run, config, store, torch.device("cpu")).describe()
     return Inspection(
         path,
         (
-            Section("file", tuple(_run_lines(config, store))),
+            Section("file", tuple(_run_lines(config, store, found))),
             Section("training", tuple(_training_lines(run, config, position, latents))),
         ),
         tuple(_run_findings(run, config, position, store, latents, attempt)),
     )
 
 
-def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]:
+def _run_lines(config: RunConfig, store: ParticleStore | None, found: str | None) -> Iterator[Line]:
     model = config.model
     held = "" if store is None else f": {len(store):,} particles, {store.info.box_size} px of {store.info.apix:.4g} Å"
     yield Line("kind", "run directory")
@@ -352,8 +355,8 @@ def _run_lines(config: RunConfig, store: ParticleStore | None) -> Iterator[Line]
     models = {
         "vae": f"zdim {model.zdim}, {encoder}, ",
         "homogeneous": "homogeneous, ",
-        "linear": f"linear, zdim at most {model.zdim}",
-        "curved": f"curved, zdim at most {model.zdim}",
+        "linear": f"linear, {found or f'at most {model.zdim} dimensions'}",
+        "curved": f"curved, {found or f'at most {model.zdim} dimensions'}",
     }
     decoders = {
         "coordinate": f"decoder {model.dec_layers} x {model.dec_dim}, {model.pe_type} encoding",

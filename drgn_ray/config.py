@@ -5,6 +5,7 @@ Frozen, and unknown keys are refused.  The docstring under a field is its ``--he
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -130,9 +131,9 @@ class ModelConfig(Settings):
     feat_sigma: PositiveFloat = 0.5
     """Standard deviation of the gaussian encoding's frequencies, in units of half the box size."""
     beta: NonNegativeFloat | None = None
-    """Weight of the KL divergence; None: 1/zdim, or with a linear encoder that of the likelihood."""
+    """Weight of the KL divergence; None: 1/zdim (cryoDRGN's), or with a linear encoder twice the noise's power."""
     window: bool = True
-    """Images are masked with a soft circular window, unless this flag is given."""
+    """Mask images with a soft circular window, which this flag turns off."""
 
     @model_validator(mode="after")
     def _only_what_it_has(self) -> ModelConfig:
@@ -291,10 +292,19 @@ def describe(error: PydanticError, *, as_flags: bool = False) -> str:
 
 def _described(item: Mapping[str, Any], as_flag: bool) -> str:
     if item["type"] == "value_error":  # of a rule of ours, which names the settings itself
-        return str(item["ctx"]["error"])
+        said = str(item["ctx"]["error"])
+        return _FIELD.sub(lambda found: _flag(found[0]), said) if as_flag else said
     key = ".".join(map(str, item["loc"]))
-    name = f"--{str(item['loc'][-1]).replace('_', '-')} {item['input']}" if as_flag else f"{key} = {item['input']!r}"
+    name = f"{_flag(item['loc'][-1])} {item['input']}" if as_flag else f"{key} = {item['input']!r}"
     return f"{name}: {item['msg'].lower()}"
+
+
+def _flag(field: str | int) -> str:
+    return f"--{str(field).replace('_', '-')}"
+
+
+# Names of settings that are no words of a sentence.
+_FIELD = re.compile(rf"\b({'|'.join(_OF_ENCODERS[1:] + _OF_DECODERS[1:-1] + _OF_STEPS)}|zdim)\b")
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

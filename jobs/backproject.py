@@ -225,6 +225,7 @@ class _Writer:
             The sums without symmetry, where `sums` are with one.
         """
         from drgn_ray.analysis import consensus
+        from drgn_ray.physics.fsc import GOLD_STANDARD
 
         info, compatible = self.store.info, self.arguments.like_cryodrgn
         self.folder = Path(self.arguments.output) / state.name
@@ -241,14 +242,18 @@ class _Writer:
         if self.ref is not None:
             self._compare("ref", f"against {self.arguments.ref}", self.ref.data)
         if state.z is not None:
-            self._compare("decoded", "against the decoded volume", self._decode(state))
+            # Beyond the half maps' resolution the two share no more than the noise of images that both were made of.
+            limit = correlation.resolution(correlation.best_name, GOLD_STANDARD)
+            said = f"against the decoded volume, up to the {limit:.2f} Å that the half maps reach"
+            self._compare("decoded", said, self._decode(state), limit)
         self.table.append(self.row)
         return [f"{self.folder}/backproject.mrc", *(f"  {line}" for line in self.lines)]
 
-    def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"]) -> None:
+    def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"], limit: float = 0.0) -> None:
         from drgn_ray.analysis import consensus
 
         against = consensus.correlate(self.full, other, self.store.info.apix)
+        against = against.up_to(limit) if limit else against
         self.written += consensus.write_correlation(self.folder, against, f"fsc_{name}")
         self.lines.append(f"{said}: {consensus.resolutions(against)}")
         self._note(name, against)

@@ -121,7 +121,8 @@ def _convert(arguments: Arguments, command: str) -> None:
         info = convert(table, options).info
         frame.result(
             f"{info.num_particles:,} particles, {info.box_size} px, {info.apix:.4g} Å/px, {info.dtype}",
-            f"next: drgn-ray train {arguments.output} -o runs/a --zdim 8",
+            f"next: drgn-ray backproject {arguments.output} -o consensus/",
+            f"      drgn-ray train {arguments.output} -o runs/first --preset auto",
         )
 
 

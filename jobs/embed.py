@@ -52,9 +52,7 @@ def _embed(arguments: Arguments) -> None:
         raise ConfigError(str(run.path), "this run has one volume and no latents to embed", "pass another run")
     store = trained_on if arguments.particles is None else ParticleStore(arguments.particles)
     if arguments.particles is not None and arguments.output is None:
-        raise ConfigError(
-            "drgn-ray embed", "latents of other particles would replace the run's own", "pass -o FILE.npz"
-        )
+        raise ConfigError("embed", "latents of other particles would replace the run's own", "pass -o FILE.npz")
     if arguments.output is not None and not arguments.output.endswith(".npz"):
         raise ConfigError(f"-o {arguments.output}", "latents are written as .npz", "pass a name that ends in .npz")
     check_fits(trained_on, store)

@@ -76,7 +76,7 @@ def _export(arguments: Arguments) -> None:
     from jobs.frame import job_frame
 
     if not arguments.output and arguments.cryodrgn is None:
-        raise ConfigError("drgn-ray export", "it is not said what to write", "pass -o FILE or --cryodrgn FOLDER")
+        raise ConfigError("export", "it is not said what to write", "pass -o FILE or --cryodrgn FOLDER")
     if arguments.clusters is None and not (arguments.labels is None and arguments.ksample is None):
         raise ConfigError("--labels, --ksample", "it is not said which clusters", "pass --clusters too, as 3,7")
     for name in arguments.output:
@@ -130,7 +130,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
         keep &= np.isin(source_row, in_box(latents, arguments.latent_box))
     rows = np.flatnonzero(keep != arguments.others)
     if not len(rows):
-        raise ConfigError("drgn-ray export", "the selection keeps no particle", "widen it")
+        raise ConfigError("export", "the selection keeps no particle", "widen it")
     return rows[np.argsort(source_row[rows])]
 
 

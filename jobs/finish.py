@@ -98,7 +98,7 @@ def analyze_run(
         logger.info("%s: %s", supported.about, supported)
         named = {name.replace(" ", "_"): float(supported.scores(name).mean()) for name in supported.curves}
         tracked.metrics({f"states_fsc/{name}": score for name, score in named.items()}, position.images_seen)
-    tracked.note(summary(run, store.info, position, analysis, comparison, supported))
+    tracked.note(summary(run, store.info, position, analysis, comparison, supported, model.describe()))
     return analysis
 
 

@@ -50,7 +50,7 @@ def _inspect(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError, UserError
 
     if not arguments.files:
-        raise ConfigError("drgn-ray inspect", "no file is named", "pass one or more")
+        raise ConfigError("inspect", "no file is named", "pass one or more")
     if arguments.plot is not None and len(arguments.files) > 1:
         raise ConfigError("--plot", f"there are {len(arguments.files)} files to inspect", "pass one of them")
     logging.getLogger("conversions").setLevel(logging.ERROR)  # all that it would say is among the lines

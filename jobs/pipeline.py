@@ -31,7 +31,7 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
     """Open the run's place in MLflow and print its link; its status stays as it is."""
     job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
-    frame.link(tracked.link)
+    frame.link(f"{tracked.link} (once `drgn-ray ui {run.path.parent}` runs)" if tracked.is_local else tracked.link)
     if tracked.is_local:
         frame.result(f"see it  drgn-ray ui {run.path.parent}")
     return tracked

@@ -1,11 +1,11 @@
-"""Train the network on a particle store; the same call goes on after an interruption.
+"""Train a model on a particle store, a network or a subspace; the same call goes on after an interruption.
 
 drgn-ray train particles.zarr -o runs/a --zdim 8 -n 20
 """
 
 from __future__ import annotations
 
-import logging
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +16,9 @@ import tyro
 from pydantic import ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from drgn_ray.config import RunConfig, Settings, describe, read_config
+from drgn_ray.config import ModelConfig, RunConfig, Settings, describe, read_config
 from drgn_ray.errors import ConfigError
 from jobs.cli import exit_with, parse, run_command
-
-logger = logging.getLogger("jobs.train")  # also as `python -m jobs.train`, where __name__ is another
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,21 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     registry = ConstructorRegistry()
     registry.struct_rule(_unchecked)
     arguments = parse(Arguments, argv, "train", __doc__, default=Arguments(tyro.MISSING, settings), registry=registry)
+    if arguments.run.preset == "auto":
+        _refuse_choices(argv)
     try:
         return replace(arguments, run=RunConfig.model_validate(arguments.run.model_dump()))
     except ValidationError as error:
         raise ConfigError("settings", describe(error, as_flags=True), "see `drgn-ray train --help`") from error
+
+
+def _refuse_choices(argv: Sequence[str] | None) -> None:
+    """Refuse flags for what the preset chooses, also those that say what is the default."""
+    typed = [word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
+    chosen = {f"--{name.replace('_', '-')}" for name in ModelConfig.model_fields}
+    for flag in typed:
+        if flag in chosen:
+            raise ConfigError(f"{flag} with --preset auto", "the preset chooses the model", f"leave {flag} out")
 
 
 def _unchecked(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -81,7 +90,7 @@ def _train(arguments: Arguments) -> None:
 
     if not arguments.run.particles:
         raise ConfigError(
-            "drgn-ray train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`"
+            "train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`"
         )
     store = ParticleStore(arguments.run.particles)
     config = arguments.run.resolved(len(store)).model_copy(update={"particles": store.absolute_path})
@@ -95,14 +104,6 @@ def _train(arguments: Arguments) -> None:
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)
-        if config.preset == "auto":
-            logger.info(
-                "preset auto, for %s particles of %d px: a subspace of at most %d dimensions, bent where held-out"
-                " particles ask for it; no network, of which none was clearly better on those (docs/quality.md)",
-                f"{len(store):,}",
-                store.info.box_size,
-                config.model.zdim,
-            )
         with tracked_run(run, config, frame) as tracked:
             train_run(run, config)
             if not arguments.no_analysis:

@@ -231,7 +231,7 @@ def _check_together(arguments: Arguments) -> None:
             raise ConfigError(flag, "it shapes a mask, and none is made", "add --make-mask")
     if all(value is None for value in asked) and not any(switches):
         raise ConfigError(
-            "drgn-ray volume",
+            "volume",
             "it is not said what to do",
             "pass one or more of --apix, --crop, -D, --flip-hand, --invert, --sharpen, --low-pass, --mask, --make-mask",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,12 +67,15 @@ class Correlation:
         Å/px.
     convention
         What a shell is, see `drgn_ray.physics.fsc`.
+    finest
+        Å beyond which nothing is compared; 0: all is.
     """
 
     curves: Mapping[str, Float[np.ndarray, " shells"]]
     box_size: int
     apix: float
     convention: ShellConvention = "relion"
+    finest: float = 0.0
 
     @property
     def best_name(self) -> str:
@@ -82,7 +85,13 @@ class Correlation:
     def resolution(self, name: str, threshold: float) -> float:
         """Å at the first crossing (cryoDRGN's convention: at the last shell that reaches the threshold)."""
         last = self.convention == "cryodrgn"
-        return resolution(self.curves[name], self.box_size, self.apix, threshold, last=last)
+        return max(resolution(self.curves[name], self.box_size, self.apix, threshold, last=last), self.finest)
+
+    def up_to(self, angstrom: float) -> Correlation:
+        """Leave out the shells beyond a resolution, as if nothing agreed there."""
+        last = self.box_size * self.apix / angstrom
+        kept = {name: np.where(np.arange(len(curve)) <= last, curve, 0) for name, curve in self.curves.items()}
+        return replace(self, curves=kept, finest=angstrom)
 
     def table(self) -> pd.DataFrame:
         """One row a shell: its number, resolution in Å, and all curves."""

@@ -45,6 +45,8 @@ def learning_curve(history: Sequence[dict[str, float]]) -> Figure:
         if history and f"{name}/loss" in history[0]:
             left.plot(epochs, [line[f"{name}/loss"] for line in history], marker=".", label=label)
             right.plot(epochs, [line[f"{name}/kld"] for line in history], marker=".", label=label)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="KL divergence, nats")
     if left.lines:

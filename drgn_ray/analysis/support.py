@@ -52,9 +52,8 @@ class Support:
     def __str__(self) -> str:
         said = [f"{name} {self.scores(name).mean():.3f}" for name in self.curves if name != HALF_MAPS]
         said += [f"this model - linear subspace {self.over(LINEAR)}"] if LINEAR in self.curves else []
-        return (
-            f"{', '.join(said)}; a volume free of noise would have {self.scores(HALF_MAPS).mean():.3f}, more is noise"
-        )
+        allowed = self.scores(HALF_MAPS).mean()
+        return f"{', '.join(said)}; the back-projections' noise allows {allowed:.3f}, and what is above it fits noise"
 
     @property
     def about(self) -> str:

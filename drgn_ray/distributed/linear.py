@@ -96,6 +96,14 @@ def fit_start(config: RunConfig, store: ParticleStore, run: RunDirectory) -> Non
 def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, reporter: Reporter) -> None:
     """Fit the linear model of a run to its particles, and leave a checkpoint as after one epoch."""
     start = time.monotonic()
+    if config.preset == "auto":
+        logger.info(
+            "preset auto, for %s particles of %d px: a subspace of at most %d dimensions, bent where particles that are"
+            " left out ask for it; no network, of which none was clearly better on those (docs/quality.md)",
+            f"{len(store):,}",
+            store.info.box_size,
+            config.model.zdim,
+        )
     order = particle_order(config, store)
     chunks = order.train_chunks()
     seen = order.num_rows(chunks)

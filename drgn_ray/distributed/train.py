@@ -51,13 +51,14 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
         logger.info("all %d epochs are trained already", config.num_epochs)
         return
-    if config.model.is_fitted:
-        train_linear(config, store, run, make_reporter())
-        return
-    fit_start(config, store, run)
-    if workers == 0:
-        _train_here(config, store, run, make_reporter)
-    else:
+    with run.logging():
+        if config.model.is_fitted:
+            train_linear(config, store, run, make_reporter())
+            return
+        fit_start(config, store, run)
+        if workers == 0:
+            _train_here(config, store, run, make_reporter)
+    if workers:
         from drgn_ray.distributed.trainer import train_on_ray  # Ray Train takes a second to import
 
         train_on_ray(config, store, run, make_reporter)

@@ -48,6 +48,13 @@ class CurvedSubspace(LinearSubspace):
         """Take the terms, and the volumes that were fitted to them."""
         self._hold(degrees=degrees, curved_volumes=volumes.float())
 
+    def describe(self) -> str:
+        """See `Model.describe`."""
+        if not self.zdim:
+            return super().describe()
+        bending = len(self.degrees) - self.zdim
+        return f"{super().describe()}, volumes {f'bent by {bending} terms' if bending else 'straight'}"
+
     @property
     def decoded(self) -> Float[Tensor, "C D D D"]:
         """See `LinearSubspace.decoded`."""

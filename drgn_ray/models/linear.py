@@ -68,6 +68,10 @@ class LinearSubspace(Model):
         """What was found."""
         return Subspace(self.volumes, self.noise, float(self.contrast_variance))
 
+    def describe(self) -> str:
+        """See `Model.describe`."""
+        return f"{super().describe()}, of shells 1 to {int(self.radius)}" if self.zdim else super().describe()
+
     def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
         """Loss of a batch at the posterior means, all shells included."""
         assert rows is None, "it is not trained by steps"

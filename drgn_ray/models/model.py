@@ -38,6 +38,10 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.observer = observer
 
+    def describe(self) -> str:
+        """Say what it is, in words."""
+        return f"{self.zdim} dimensions" if self.zdim else "one volume"
+
     @abstractmethod
     def start_from(self, subspace: Subspace, radius: int) -> None:
         """Begin where a linear fit ended, as far as that can be.

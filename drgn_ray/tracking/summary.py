@@ -18,6 +18,7 @@ def summary(
     analysis: Analysis,
     comparison: Comparison | None,
     supported: Support | None,
+    described: str,
 ) -> str:
     """Markdown of a finished run.
 
@@ -27,12 +28,15 @@ def summary(
         With the linear subspace that it started from, if any.
     supported
         With back-projections of states, if there are particles enough.
+    described
+        What the model is, in words.
     """
     last = position.history[-1] if position.history else {}
     shares = ", ".join(f"{share:.0%}" for share in analysis.pca.variance_share[:4])
     rows = [
         ("particles", f"{info.num_particles:,} of {info.box_size} px, {info.apix:.4g} Å/px"),
         ("contrast", info.contrast),
+        ("model", f"{run.config().model.model}: {described}"),
         ("epochs", str(last.get("epoch", 0))),
         *((label, f"{last[key]:.4f}") for label, key in _LOSSES if key in last),
         *((label, f"{last[key]:.0f} of {len(analysis.pca.variance_share)}") for label, key in _COUNTS if key in last),

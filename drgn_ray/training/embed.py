@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ class Latents(NamedTuple):
             The checkpoint's, of which `latents_of` will know whether it is the newest.
         """
         partial = path.with_name(f".{path.name}.partial.npz")
-        of_checkpoint = {} if images_seen is None else {"images_seen": np.array(images_seen)}
+        of_checkpoint: dict[str, Any] = {} if images_seen is None else {"images_seen": np.array(images_seen)}
         np.savez(partial, **(self._asdict() | of_checkpoint))
         columns = {f"z{i}": column for i, column in enumerate(self.z.T)}
         columns |= {f"z{i}_logvar": column for i, column in enumerate(self.z_logvar.T)}

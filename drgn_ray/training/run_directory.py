@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.training.checkpoint import has_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -34,6 +39,7 @@ class RunDirectory:
         A run without any checkpoint has nothing to go on from, and is begun anew.
         """
         if self.config_file.exists() and not has_checkpoint(self.checkpoints):
+            logger.info("%s: an earlier attempt left no checkpoint; it is begun anew", self.path)
             self.mlflow_file.unlink(missing_ok=True)
         elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)
@@ -48,6 +54,17 @@ class RunDirectory:
             raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Append what is logged to ``run.log`` too."""
+        handler, ours = logging.FileHandler(self.log_file), logging.getLogger("drgn_ray")
+        ours.addHandler(handler)
+        try:
+            yield
+        finally:
+            ours.removeHandler(handler)
+            handler.close()
 
     def config(self) -> RunConfig:
         """Read the settings of an existing run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -208,7 +209,12 @@ class TestOfARun:
             assert np.allclose(mrcfile.read(cluster / "decoded.mrc"), decoded, atol=1e-4 * np.abs(decoded).max())
             volumes.append(mrcfile.read(cluster / "backproject.mrc"))
         assert volume_correlation(volumes[0], volumes[1]) < 0.999
-        assert said.count("against the decoded volume: tight ") == 3
+        assert (
+            len(re.findall(r"against the decoded volume, up to the [\d.]+ Å that the half maps reach: tight ", said))
+            == 3
+        )
+        table = pd.read_csv(folder / "states.csv")
+        assert (table["decoded_0.143"] >= table["half_maps_0.143"] - 0.01).all(), "finer than its half maps"
 
     def test_chosen_clusters_alone(self, trained: RunDirectory, back_projected: BackProjected) -> None:
         folder, _ = back_projected(trained.path, "--clusters", "2,0")

@@ -59,7 +59,7 @@ def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[
         ),
         (
             ["train", "a.zarr", "-o", "b", "--model", "linear", "--enc-dim", "5"],
-            "settings: a linear model has no enc_dim",
+            "settings: a linear model has no --enc-dim",
         ),
         (["ui", "nowhere"], "nowhere: no runs are tracked here (no mlflow.db); pass the folder"),
     ],

@@ -185,7 +185,7 @@ def test_a_map_that_is_no_cube_is_filtered_mirrored_and_made_one(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("map.mrc -o out.mrc", "drgn-ray volume: it is not said what to do; pass one or more of --apix, --crop"),
+        ("map.mrc -o out.mrc", "volume: it is not said what to do; pass one or more of --apix, --crop"),
         ("missing.mrc -o out.mrc --invert", "missing.mrc: there is no such file; check the path"),
         ("text.mrc -o out.mrc --invert", "text.mrc: it cannot be read as MRC ("),
         ("stack.mrcs -o out.mrc --invert", "stack.mrcs: its name says that it is a stack of images; pass a map"),
