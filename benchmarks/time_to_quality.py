@@ -157,7 +157,8 @@ def _lay_out_empiar10076(data: Path, store: ParticleStore, truth: Path) -> None:
 def train(arguments: argparse.Namespace, name: str, model: str, seed: int) -> None:
     """Train a model and embed all images; then decode and score, out of the count."""
     run = RunDirectory(arguments.runs / f"{name}-{model}-{seed}")
-    if (run.path / "score.json").exists():
+    score = run.path / "score.json"
+    if score.exists() and json.loads(score.read_text()).get("flags", MODELS[model]) == MODELS[model]:
         return
     print(f"{run.path.name} ...", file=sys.stderr)
     shutil.rmtree(run.path, ignore_errors=True)
@@ -172,7 +173,10 @@ def train(arguments: argparse.Namespace, name: str, model: str, seed: int) -> No
         decoded = ["--particles", ",".join(map(str, _images(len(store))))]
     _run("decode", run.path, "-o", volumes, *decoded)
     scores = _score(arguments, name, z, volumes if zdim else volumes / "vol_000.mrc")
-    _keep(run.path, {**scores, "zdim": zdim, "core_seconds": seconds, "startup_core_seconds": start_up})
+    _keep(
+        run.path,
+        {**scores, "zdim": zdim, "core_seconds": seconds, "startup_core_seconds": start_up, "flags": MODELS[model]},
+    )
 
 
 def back_project(arguments: argparse.Namespace, name: str) -> None:

@@ -139,11 +139,11 @@ def measure(
         step(batch, 1e-4)
     images, spent = _paced(lambda: step(batch, 1e-4), seconds, device)
     rate = images * batch_size / spent
-    peak = _peak(torch.bfloat16 if bf16 else torch.float32, device)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _peak(torch.bfloat16 if bf16 else torch.float32, device)
     return {
         "precision": "bf16" if bf16 else "fp32",
         "images_per_second": rate,
@@ -240,7 +240,7 @@ def _machine() -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     unit = "s" if torch.cuda.is_available() else "core-s"
     head = ["D", "network", "precision", f"images/{unit}", "min per 1e5", "GFLOP/image", "of the peak", "GiB"]
-    head += [f"cryoDRGN images/{unit}", "speed", "its GiB"]
+    head += [f"cryoDRGN images/{unit}", "speed", "its GiB of host memory"]
     cells = []
     for row in rows:
         rate, theirs = row["images_per_second"], row.get("cryodrgn_images_per_second")

@@ -81,7 +81,8 @@ def import_run(
     saved = _read_weights(source / f"weights{suffix}")
     config = _run_config(file, settings, saved, store)
     _check_shapes(source / f"weights{suffix}", saved.weights, config.model, store.info.box_size)
-    latents = _read_latents(source / f"z{suffix}", config.model.zdim, store)
+    images_seen = saved.epoch * len(store)
+    latents = _read_latents(source / f"z{suffix}", config.model.zdim, store, images_seen)
     with made_whole(target) as partial:
         run = RunDirectory(partial)
         run.begin(config)
@@ -90,7 +91,7 @@ def import_run(
         network.load_state_dict(network.state_dict() | weights)
         slices = saved.epoch * particle_order(config, store).slices_per_epoch
         history = _read_history(source / "run.log", saved.epoch, len(store))
-        position = Position(slices, saved.epoch * len(store), history)
+        position = Position(slices, images_seen, history)
         save_checkpoint(run.checkpoints, position, network, torch.optim.Adam(network.parameters()), keep=1)
         latents.save(run.latents_file)
         if not (deviation := _deviation(run, store, latents)) <= _LARGEST_DEVIATION:  # or it is no number
@@ -336,7 +337,7 @@ def _check_shapes(file: Path, weights: Mapping[str, Tensor], model: ModelConfig,
         raise RunError(str(file), "its weights are no numbers", "pass an earlier epoch")
 
 
-def _read_latents(file: Path, zdim: int, store: ParticleStore) -> Latents:
+def _read_latents(file: Path, zdim: int, store: ParticleStore, images_seen: int) -> Latents:
     z, z_logvar = (as_numbers(str(file), part).astype(np.float32) for part in read_pickles(str(file), 2))
     if z.shape != z_logvar.shape or z.shape != (len(store), zdim):
         raise RunError(
@@ -345,7 +346,8 @@ def _read_latents(file: Path, zdim: int, store: ParticleStore) -> Latents:
             "convert the particles it was trained on, with the same --ind",
         )
     rows = store.columns["source_row"]  # z is in the order in which the particles were asked for
-    return in_source_order([Latents(z, z_logvar, np.sort(rows) if store.info.in_file_order else rows)])
+    rows = np.sort(rows) if store.info.in_file_order else rows
+    return in_source_order([Latents(z, z_logvar, rows, images_seen)])
 
 
 def _read_history(file: Path, last_epoch: int, num_particles: int) -> list[dict[str, Any]]:

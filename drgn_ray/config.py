@@ -59,11 +59,12 @@ _OF_STEPS = (
     "points_share",
     "precision",
 )
+_OF_ALL = (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS)
 _MODEL_HAS_NOT = {
     "vae": (),
     "homogeneous": ("zdim", "num_basis", *_OF_ENCODERS),
-    "linear": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
-    "curved": (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS),
+    "linear": _OF_ALL,
+    "curved": _OF_ALL,
 }
 _ENCODER_HAS_NOT = {"residual": (), "linear": ("enc_dim", "enc_layers", "window")}
 _DECODER_HAS_NOT = {
@@ -220,7 +221,7 @@ class RunConfig(Settings):
     particles: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")] = ""
     """The particle store."""
     preset: Literal["none", "auto"] = "none"
-    """auto: what held-out particles choose among one volume, a linear and a curved subspace, by number of particles."""
+    """auto: what particles that are left out choose among one volume, a linear and a curved subspace."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -303,8 +304,8 @@ def _flag(field: str | int) -> str:
     return f"--{str(field).replace('_', '-')}"
 
 
-# Names of settings that are no words of a sentence.
-_FIELD = re.compile(rf"\b({'|'.join(_OF_ENCODERS[1:] + _OF_DECODERS[1:-1] + _OF_STEPS)}|zdim)\b")
+# Names of settings that are no words of a sentence, in which rules are written.
+_FIELD = re.compile(rf"\b({'|'.join(name for name in _OF_ALL if '_' in name)}|zdim)\b")
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

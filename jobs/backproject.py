@@ -249,11 +249,11 @@ class _Writer:
         self.table.append(self.row)
         return [f"{self.folder}/backproject.mrc", *(f"  {line}" for line in self.lines)]
 
-    def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"], limit: float = 0.0) -> None:
+    def _compare(self, name: str, said: str, other: Float[np.ndarray, "D D D"], limit: float | None = None) -> None:
         from drgn_ray.analysis import consensus
 
         against = consensus.correlate(self.full, other, self.store.info.apix)
-        against = against.up_to(limit) if limit else against
+        against = against if limit is None else against.up_to(limit)
         self.written += consensus.write_correlation(self.folder, against, f"fsc_{name}")
         self.lines.append(f"{said}: {consensus.resolutions(against)}")
         self._note(name, against)

@@ -15,7 +15,7 @@ COMMANDS = {
     "convert": "STAR, cryoSPARC or MRC particles to a particle store; a cryoDRGN output to a run",
     "inspect": "what a STAR, CS, MRC, store or run holds, and what is suspicious about it",
     "backproject": "consensus volume, half maps and FSC of a store, or of the particles behind states of a run",
-    "train": "train the network on a store",
+    "train": "train a network on a store, or fit a subspace",
     "analyze": "latents, their PCA and k-means, and volumes of a trained run",
     "embed": "latents of every particle of a store",
     "decode": "volumes at chosen particles or latents",

@@ -41,7 +41,6 @@ def _embed(arguments: Arguments) -> None:
     from drgn_ray.distributed.embed import embed
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
-    from drgn_ray.training.checkpoint import load_position
     from drgn_ray.training.embed import check_fits, trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
@@ -58,9 +57,8 @@ def _embed(arguments: Arguments) -> None:
     check_fits(trained_on, store)
     output = run.latents_file if arguments.output is None else Path(arguments.output)
     with job_frame(str(output)) as frame:
-        images_seen = load_position(run.checkpoints).images_seen
         latents = embed(run, store, arguments.num_workers)
-        latents.save(output, images_seen if output == run.latents_file else None)
+        latents.save(output)
         frame.result(f"{len(latents.z):,} latents of dimension {latents.z.shape[1]}: arrays z, z_logvar, source_row")
 
 

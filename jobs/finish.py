@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from drgn_ray.analysis.analyze import Analysis, analyze
 from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
-from drgn_ray.analysis.states import all_particles, states_near_particles
+from drgn_ray.analysis.states import LEAST_NEIGHBORS, State, all_particles, states_near_particles
 from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
 from drgn_ray.analysis.volumes import decode
 from drgn_ray.config import RunConfig
@@ -32,7 +33,8 @@ from drgn_ray.training.loop import particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-NUM_STATES = 8  # that are compared with back-projections
+# Of the comparison with back-projections, whose cost is then the same for all large sets.
+NUM_STATES, MOST_NEIGHBORS, MOST_OF_CONSENSUS = 8, 2_000, 20_000
 RESOLUTIONS = {"resolution_0.5": HALF, "resolution_0.143": GOLD_STANDARD}  # metrics of MLflow, Å
 
 
@@ -73,11 +75,11 @@ def analyze_run(
     """Embed every particle, analyse, and copy all of it to MLflow."""
     config = run.config()
     store = ParticleStore(config.particles)
-    _embed(run, store)
+    latents = embed(run, store)
+    latents.save(run.latents_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
     folder = run.analysis(trained_epochs(run, config, store))
-    latents = latents_of(run)
     ksample = min(20, len(latents.z)) if ksample is None else ksample
     num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
@@ -100,11 +102,6 @@ def analyze_run(
         tracked.metrics({f"states_fsc/{name}": score for name, score in named.items()}, position.images_seen)
     tracked.note(summary(run, store.info, position, analysis, comparison, supported, model.describe()))
     return analysis
-
-
-def _embed(run: RunDirectory, store: ParticleStore) -> None:
-    images_seen = load_position(run.checkpoints).images_seen
-    embed(run, store).save(run.latents_file, images_seen)
 
 
 def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:
@@ -132,7 +129,7 @@ def compare_states(
     None, where there are too few particles for two half maps.
     """
     half, source_row = half_maps(store.columns), store.columns["source_row"]
-    states = states_near_particles(run, source_row, latents.source_row[particles], None)
+    states = states_near_particles(run, source_row, latents.source_row[particles], None, MOST_NEIGHBORS)
     if any(not (state.weight[half == each] > 0).any() for state in states for each in (0, 1)):
         return None
     models = {MODEL: (model, latents)}
@@ -140,12 +137,21 @@ def compare_states(
     if start is not None and start.zdim:
         of_start = RunDirectory(run.start)
         if not of_start.latents_file.exists():
-            _embed(of_start, store)
+            embed(of_start, store).save(of_start.latents_file)
         models[LINEAR] = (start.to(model.observer.k.device), latents_of(of_start))
     volumes = {
         name: [decode(each, np.average(z.of(source_row), axis=0, weights=state.weight), store.info) for state in states]
         for name, (each, z) in models.items()
     }
-    weight = np.stack([state.weight for state in (all_particles(len(store)), *states)])
-    consensus, *maps = map(make_maps, back_project(store, Assignment(weight, half), Method()))
-    return support(volumes, consensus.full, maps, store.info.apix)
+    weight = np.stack([_consensus_weight(states), *(state.weight for state in states)])
+    maps = map(make_maps, back_project(store, Assignment(weight, half), Method()))
+    return support(volumes, next(maps).full, maps, store.info.apix)
+
+
+def _consensus_weight(states: Sequence[State]) -> Float32[np.ndarray, " N"]:
+    """Images of one volume for all: some of those that no state has, whose noise it would share, if there are any."""
+    near = np.any([state.weight > 0 for state in states], axis=0)
+    others = np.flatnonzero(~near) if np.count_nonzero(~near) >= LEAST_NEIGHBORS else np.arange(len(near))
+    weight = np.zeros(len(near), np.float32)
+    weight[others[:: -(-len(others) // MOST_OF_CONSENSUS)]] = 1
+    return weight

@@ -32,8 +32,6 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
     job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
     frame.link(f"{tracked.link} (once `drgn-ray ui {run.path.parent}` runs)" if tracked.is_local else tracked.link)
-    if tracked.is_local:
-        frame.result(f"see it  drgn-ray ui {run.path.parent}")
     return tracked
 
 

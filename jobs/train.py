@@ -57,8 +57,8 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
 
 def _refuse_choices(argv: Sequence[str] | None) -> None:
     """Refuse flags for what the preset chooses, also those that say what is the default."""
-    typed = [word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
-    chosen = {f"--{name.replace('_', '-')}" for name in ModelConfig.model_fields}
+    typed = [word.partition("=")[0].replace("_", "-") for word in (sys.argv[1:] if argv is None else argv)]
+    chosen = {f"--{name.replace('_', '-')}" for name in ModelConfig.model_fields} | {"--no-window"}
     for flag in typed:
         if flag in chosen:
             raise ConfigError(f"{flag} with --preset auto", "the preset chooses the model", f"leave {flag} out")

@@ -46,7 +46,7 @@ def analyze(
     folder.mkdir(parents=True, exist_ok=True)
     pca, clusters = principal_components(latents.z), cluster(latents.z, ksample)
     pca_figure(pca, clusters).savefig(folder / "z_pca.png", dpi=150)
-    if len(position.history) > 1:
+    if any("train_epoch/loss" in line for line in position.history):  # a subspace is fitted at once
         learning_curve(position.history).savefig(folder / "learning_curve.png", dpi=150)
     kmeans_folder = folder / f"kmeans{len(clusters.particles)}"
     decode_to_folder(model, latents.z[clusters.particles], info, kmeans_folder)

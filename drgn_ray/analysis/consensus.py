@@ -68,14 +68,14 @@ class Correlation:
     convention
         What a shell is, see `drgn_ray.physics.fsc`.
     finest
-        Å beyond which nothing is compared; 0: all is.
+        Å of the finest resolution that is said; None: that of the last shell.
     """
 
     curves: Mapping[str, Float[np.ndarray, " shells"]]
     box_size: int
     apix: float
     convention: ShellConvention = "relion"
-    finest: float = 0.0
+    finest: float | None = None
 
     @property
     def best_name(self) -> str:
@@ -85,13 +85,12 @@ class Correlation:
     def resolution(self, name: str, threshold: float) -> float:
         """Å at the first crossing (cryoDRGN's convention: at the last shell that reaches the threshold)."""
         last = self.convention == "cryodrgn"
-        return max(resolution(self.curves[name], self.box_size, self.apix, threshold, last=last), self.finest)
+        found = resolution(self.curves[name], self.box_size, self.apix, threshold, last=last)
+        return found if self.finest is None else max(found, self.finest)
 
     def up_to(self, angstrom: float) -> Correlation:
-        """Leave out the shells beyond a resolution, as if nothing agreed there."""
-        last = self.box_size * self.apix / angstrom
-        kept = {name: np.where(np.arange(len(curve)) <= last, curve, 0) for name, curve in self.curves.items()}
-        return replace(self, curves=kept, finest=angstrom)
+        """Let no resolution be finer than this one, beyond which agreement says nothing."""
+        return replace(self, finest=angstrom)
 
     def table(self) -> pd.DataFrame:
         """One row a shell: its number, resolution in Å, and all curves."""

@@ -67,13 +67,23 @@ def states_of_clusters(
 
 
 def states_near_particles(
-    run: RunDirectory, source_row: Int[np.ndarray, " N"], particles: Int[np.ndarray, " n"], neighbors: int | None
+    run: RunDirectory,
+    source_row: Int[np.ndarray, " N"],
+    particles: Int[np.ndarray, " n"],
+    neighbors: int | None,
+    most: int | None = None,
 ) -> list[State]:
-    """States of the neighbours of particles, named by their rows of the source table, in the latent space."""
+    """States of the neighbours of particles, named by their rows of the source table, in the latent space.
+
+    Parameters
+    ----------
+    neighbors
+        How many; None: a share of all, but at most `most`.
+    """
     latents = latents_of(run)
     particles = np.unique(particles)
     return [
-        State(f"particle_{row}", _neighborhood(latents, source_row, z, neighbors), z)
+        State(f"particle_{row}", _neighborhood(latents, source_row, z, neighbors, most), z)
         for row, z in zip(particles, latents.of(particles), strict=True)
     ]
 
@@ -89,12 +99,16 @@ def state_near_latent(
 
 
 def _neighborhood(
-    latents: Latents, source_row: Int[np.ndarray, " N"], z: Float[np.ndarray, " Z"], neighbors: int | None
+    latents: Latents,
+    source_row: Int[np.ndarray, " N"],
+    z: Float[np.ndarray, " Z"],
+    neighbors: int | None,
+    most: int | None = None,
 ) -> Float32[np.ndarray, " N"]:
     """Weights that fall as 1 - (distance / distance of the next one beyond)², Epanechnikov's kernel."""
     count = len(latents.z)
     if neighbors is None:
-        neighbors = min(max(round(NEIGHBOR_SHARE * count), LEAST_NEIGHBORS), count)
+        neighbors = min(max(round(NEIGHBOR_SHARE * count), LEAST_NEIGHBORS), count, most or count)
     if not 1 < neighbors <= count:
         raise ConfigError(f"--neighbors {neighbors}", f"the run has {count:,} latents", f"pass 2 to {count}")
     distance = np.linalg.norm(latents.z - z, axis=1)

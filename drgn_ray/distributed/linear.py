@@ -293,8 +293,8 @@ class _Search:
 def _bend(model: CurvedSubspace, store: ParticleStore, chunks: Int[np.ndarray, " chunks"], num_workers: int) -> None:
     """Fit volumes of polynomials of the latents that a linear fit found, if they tell images that were left out better.
 
-    Straight and bent volumes are fitted to four fifths of the particles and compared on others; the better ones have
-    all particles in the end.
+    Straight and bent volumes are fitted to most of the particles and compared on the others (whose latents are those
+    of the search for both); the better ones have all particles in the end.
     """
     subspace, of_ctf, size = model.subspace, mean_squared_ctf(store), store.info.box_size
     radius, straight = int(model.radius), model.curved_volumes
@@ -353,7 +353,7 @@ def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass
         raise ResourceError(
             f"{work.num_volumes} volumes of {store.info.box_size} px",
             f"their sums take {COPIES_HERE * size / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB",
-            "pass a smaller --zdim, or convert the particles with a smaller -D",
+            "use a larger machine, pass --model linear with a smaller --zdim, or convert with a smaller -D",
         )
     count = min(max(len(chunks) * store.chunk_size // IMAGES_A_PART, 1), MOST_TASKS)
     tasks = [partial(accumulate, store.absolute_path, group.tolist(), work) for group in np.array_split(chunks, count)]

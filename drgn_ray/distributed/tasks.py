@@ -61,12 +61,13 @@ def run_tasks(
 
     with connected():
         num_gpus = int(on_gpu and ray.cluster_resources().get("GPU", 0) > 0)
-        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-        if memory > largest:  # Ray would wait for such a machine for ever
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        offered = [node.get("memory", 0) for node in nodes if node.get("CPU", 0) and node.get("GPU", 0) >= num_gpus]
+        if memory > max(offered, default=0):  # Ray would wait for such a machine for ever
             raise ResourceError(
                 f"a task that needs {memory / 1e9:.1f} GB of memory",
-                f"the largest machine offers {largest / 1e9:.1f} GB",
-                "use larger machines, smaller images or fewer components",
+                f"the largest machine {'with a GPU ' * num_gpus}offers {max(offered, default=0) / 1e9:.1f} GB",
+                "use larger machines, or --num-workers 0 on one that has as much",
             )
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, memory=memory, max_retries=MAX_RETRIES)(_call)
         # Twice the CPUs keeps them busy while results are fetched; a number the user gave is kept.

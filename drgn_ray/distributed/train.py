@@ -51,7 +51,7 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
         logger.info("all %d epochs are trained already", config.num_epochs)
         return
-    with run.logging():
+    with run.log_to_file():
         if config.model.is_fitted:
             train_linear(config, store, run, make_reporter())
             return

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from drgn_ray.models.mlp import ResidualMLP
 
@@ -78,6 +79,7 @@ class _OnePass(torch.autograd.Function):
         return total.float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return (*[None] * 5, *(each * grad for each in ctx.gradients))
 
@@ -150,7 +152,7 @@ class _Tiles:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        torch.addmm(total, left, right, out=total)  # what torch's FLOP counter knows, unlike addmm_
     else:
         total += left @ right
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,11 +33,14 @@ class Latents(NamedTuple):
         Mean and log-variance.
     source_row
         0-based row of the source table.
+    images_seen
+        Of the checkpoint that they are of.
     """
 
     z: Float[np.ndarray, "N Z"]
     z_logvar: Float[np.ndarray, "N Z"]
     source_row: Int[np.ndarray, " N"]
+    images_seen: int
 
     def of(self, source_rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n Z"]:
         """Latents of particles named by their source row."""
@@ -53,17 +56,10 @@ class Latents(NamedTuple):
             )
         return self.z[where]
 
-    def save(self, path: Path, images_seen: int | None = None) -> None:
-        """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...).
-
-        Parameters
-        ----------
-        images_seen
-            The checkpoint's, of which `latents_of` will know whether it is the newest.
-        """
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""
         partial = path.with_name(f".{path.name}.partial.npz")
-        of_checkpoint: dict[str, Any] = {} if images_seen is None else {"images_seen": np.array(images_seen)}
-        np.savez(partial, **(self._asdict() | of_checkpoint))
+        np.savez(partial, **self._asdict())
         columns = {f"z{i}": column for i, column in enumerate(self.z.T)}
         columns |= {f"z{i}_logvar": column for i, column in enumerate(self.z_logvar.T)}
         table = partial.with_suffix(".parquet")
@@ -78,21 +74,21 @@ def load_latents(path: Path) -> Latents:
         raise RunError(str(path), "the latents are not there yet", f"type `drgn-ray embed {path.parent}`")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"])
+            return Latents(arrays["z"], arrays["z_logvar"], arrays["source_row"], int(arrays["images_seen"]))
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-        raise RunError(str(path), "the latents are damaged", f"type `drgn-ray embed {path.parent}`") from error
+        raise RunError(
+            str(path), "the latents are damaged, or of an older version", f"type `drgn-ray embed {path.parent}`"
+        ) from error
 
 
 def latents_of(run: RunDirectory) -> Latents:
     """Read a run's latents, which must be those of its newest checkpoint."""
     latents = load_latents(run.latents_file)
-    with np.load(run.latents_file, allow_pickle=False) as arrays:
-        seen = int(arrays["images_seen"]) if "images_seen" in arrays else None
     newest = load_position(run.checkpoints).images_seen
-    if seen is not None and seen != newest:
+    if latents.images_seen != newest:
         raise RunError(
             str(run.latents_file),
-            f"the latents are of a checkpoint after {seen:,} images, and the newest is after {newest:,}",
+            f"the latents are of a checkpoint after {latents.images_seen:,} images, and the newest is after {newest:,}",
             f"type `drgn-ray analyze {run.path}`, or `drgn-ray embed {run.path}` for the latents alone",
         )
     return latents
@@ -161,11 +157,14 @@ def embed_chunks(run_path: str, store_path: str, first_chunk: int, last_chunk: i
     for batch in stream_rows(store, range(first_chunk, last_chunk), BATCH_SIZE):
         z_mu, z_logvar = model.encode({name: values.to(device) for name, values in batch.items()})
         parts.append((z_mu.cpu().numpy(), z_logvar.cpu().numpy(), batch["source_row"].numpy()))
-    return Latents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    z, z_logvar, source_row = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Latents(z, z_logvar, source_row, load_position(run.checkpoints).images_seen)
 
 
 def in_source_order(parts: list[Latents]) -> Latents:
     """Put the ranges together."""
-    joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
-    order = np.argsort(joined[-1], kind="stable")
-    return Latents(*(column[order] for column in joined))
+    z, z_logvar, source_row = (np.concatenate(columns) for columns in zip(*(part[:3] for part in parts), strict=True))
+    order = np.argsort(source_row, kind="stable")
+    # Where training went on in the meantime, they are not of the newest checkpoint, as `latents_of` will say.
+    images_seen = min(part.images_seen for part in parts)
+    return Latents(z[order], z_logvar[order], source_row[order], images_seen)

@@ -56,7 +56,7 @@ class RunDirectory:
         write_config(config, self.config_file)
 
     @contextmanager
-    def logging(self) -> Iterator[None]:
+    def log_to_file(self) -> Iterator[None]:
         """Append what is logged to ``run.log`` too."""
         handler, ours = logging.FileHandler(self.log_file), logging.getLogger("drgn_ray")
         ours.addHandler(handler)

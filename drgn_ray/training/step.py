@@ -14,9 +14,9 @@ from drgn_ray.models.elbo import ElboTerms
 from drgn_ray.models.model import Model
 from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
 
-# Points of the half-disc that go through a network at once, in images: what caches hold, and what fills a GPU but not
-# the memory of a small one (9 GB of activations of a network of 10 layers of 1024).
-POINTS_AT_ONCE = {"cpu": 12_800, "cuda": 262_144}
+# Points of the half-disc that go through a network at once, in whole images: what fills a GPU but not the memory of a
+# small one (9 GB of activations of a network of 10 layers of 1024); on a CPU `one_pass` cuts them further.
+POINTS_AT_ONCE = {"cpu": 102_400, "cuda": 262_144}
 
 
 class Step:

@@ -24,7 +24,7 @@ def test_a_half_of_blank_images_makes_no_map() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    latents = Latents(np.arange(10.0)[:, None], np.zeros((10, 1)), np.arange(10))
+    latents = Latents(np.arange(10.0)[:, None], np.zeros((10, 1)), np.arange(10), 0)
     latents.save(tmp_path / "latents.npz")
     return RunDirectory(tmp_path)
 

@@ -14,7 +14,6 @@ from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.train import train
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.embed import Latents, embed_chunks, in_source_order, latents_of, load_latents
 from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -49,7 +48,7 @@ def test_ranges_of_chunks_put_together_are_the_whole(trained: RunDirectory, stor
 
 def test_npz_and_parquet_say_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    latents = Latents(rng.normal(size=(5, 2)), rng.normal(size=(5, 2)), np.array([1, 4, 5, 8, 9]))
+    latents = Latents(rng.normal(size=(5, 2)), rng.normal(size=(5, 2)), np.array([1, 4, 5, 8, 9]), 7)
     latents.save(tmp_path / "latents.npz")
     again, table = load_latents(tmp_path / "latents.npz"), pd.read_parquet(tmp_path / "latents.parquet")
     assert np.array_equal(again.z, latents.z)
@@ -58,7 +57,7 @@ def test_npz_and_parquet_say_the_same(tmp_path: Path) -> None:
 
 
 def test_particles_are_found_by_source_row_and_strangers_refused() -> None:
-    latents = Latents(np.arange(4.0)[:, None], np.zeros((4, 1)), np.array([2, 3, 7, 9]))
+    latents = Latents(np.arange(4.0)[:, None], np.zeros((4, 1)), np.array([2, 3, 7, 9]), 7)
     assert latents.of(np.array([9, 2])).tolist() == [[3.0], [0.0]]
     with pytest.raises(ConfigError, match="particle 5: it is not among"):
         latents.of(np.array([2, 5]))
@@ -77,7 +76,7 @@ def test_latents_of_an_older_checkpoint_are_refused(store_path: Path, tmp_path: 
         run.begin(longer)
         train(longer, run, lambda: LogReporter(run, 2))
         if num_epochs == 1:
-            embed(run, store, num_workers=0).save(run.latents_file, load_position(run.checkpoints).images_seen)
+            embed(run, store, num_workers=0).save(run.latents_file)
             assert len(latents_of(run).z) == len(store)
     with pytest.raises(RunError, match=r"of a checkpoint after [\d,]+ images, and the newest is after [\d,]+; type"):
         latents_of(run)

@@ -55,10 +55,14 @@ def test_loss_falls_and_held_out_loss_with_it(store_path: Path, tmp_path: Path) 
     assert epochs[-1]["val/loss"] < 0.95 * epochs[0]["val/loss"]
 
 
-def test_a_run_begun_short_and_made_longer_is_bitwise_the_long_one(store_path: Path, tmp_path: Path) -> None:
-    whole = run_to_the_end(settings(store_path, 4, lr_schedule="constant"), tmp_path / "whole")
-    run_to_the_end(settings(store_path, 2, lr_schedule="constant"), tmp_path / "parts")
-    parts = run_to_the_end(settings(store_path, 4, lr_schedule="constant"), tmp_path / "parts")
+@pytest.mark.parametrize("points_share", [1.0, 0.3])
+def test_a_run_begun_short_and_made_longer_is_bitwise_the_long_one(
+    store_path: Path, tmp_path: Path, points_share: float
+) -> None:
+    as_said = {"lr_schedule": "constant", "points_share": points_share}
+    whole = run_to_the_end(settings(store_path, 4, **as_said), tmp_path / "whole")
+    run_to_the_end(settings(store_path, 2, **as_said), tmp_path / "parts")
+    parts = run_to_the_end(settings(store_path, 4, **as_said), tmp_path / "parts")
     for name, tensor in final_weights(whole).items():
         assert torch.equal(tensor, final_weights(parts)[name]), name
     assert [line["epoch"] for line in lines(parts, "epoch")] == [1, 2, 3, 4]

@@ -1,0 +1,94 @@
+"""A step is the same however a batch is cut, over processes or over time, and some points stand for all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from drgn_ray.config import ModelConfig, TrainingConfig
+from drgn_ray.models import build_model
+from drgn_ray.models.decoder import CoordinateDecoder, Decoder
+from drgn_ray.models.model import Model
+from drgn_ray.training import step
+
+BOX, COUNT, LR = 16, 8, 1e-2
+
+
+def one_volume() -> Model:
+    torch.manual_seed(0)
+    settings = ModelConfig(model="homogeneous", dec_dim=16, dec_layers=1)
+    return build_model(settings, box_size=BOX, data_sign=-1, hartley_std=4.0, ctf=False)
+
+
+def batch() -> dict[str, Tensor]:
+    rng = np.random.default_rng(0)
+    seen = {
+        "images": rng.normal(size=(COUNT, BOX, BOX)),
+        "rotation": Rotation.random(COUNT, rng=rng).as_matrix(),
+        "translation": np.zeros((COUNT, 2)),
+    }
+    optics = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift", "dose")
+    ones = {name: np.ones(COUNT) for name in ("apix", "ctf_scalefactor", *optics)}
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in (seen | ones).items()}
+
+
+def weights_after(model: Model, take: step.Step, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+    for _ in range(3):
+        take(seen, LR)
+    return {name: values.clone() for name, values in model.state_dict().items()}
+
+
+def _work(rank: int, folder: str) -> None:
+    """Step over this rank's half of the batch, an image at a time."""
+    step.POINTS_AT_ONCE["cpu"] = 1
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model, half = one_volume(), slice(rank * COUNT // 2, (rank + 1) * COUNT // 2)
+    take = step.Step(model, TrainingConfig(), bf16=False, world_size=2)
+    weights = weights_after(model, take, {name: values[half] for name, values in batch().items()})
+    torch.save(weights, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_that_take_their_halves_image_by_image_step_as_one(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
+    model = one_volume()
+    alone = weights_after(model, step.Step(model, TrainingConfig(), bf16=False), batch())
+    for rank in (0, 1):
+        weights = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, values in alone.items():
+            torch.testing.assert_close(weights[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_at_some_points_is_that_at_all_on_average() -> None:
+    model, seen = one_volume(), batch()
+    num_points = model.observer.num_points
+    with torch.inference_mode():
+        whole = float(model(seen).loss)
+        drawn = [float(model(seen, torch.randperm(num_points)[: num_points // 5]).loss) for _ in range(400)]
+    error = np.std(drawn) / np.sqrt(len(drawn))
+    assert error > 0
+    assert abs(np.mean(drawn) - whole) < 4 * error
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_step_does_the_share_of_the_work_that_is_asked_for(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = flops(TrainingConfig(points_share=share))
+    monkeypatch.setattr(CoordinateDecoder, "misfit", Decoder.misfit)
+    assert work == pytest.approx(share * flops(TrainingConfig()), rel=0.05), "autograd's, at all points"
+
+
+def flops(training: TrainingConfig) -> int:
+    take = step.Step(one_volume(), training, bf16=False)
+    with FlopCounterMode(display=False) as counter:
+        take(batch(), LR)
+    return counter.get_total_flops()
