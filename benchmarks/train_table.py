@@ -131,7 +131,7 @@ def measure(
     built = build_model(settings, box_size=size, data_sign=-1, hartley_std=1.0, ctf=True, damping=False).to(device)
     model: Model = torch.compile(built) if compiled else built  # type: ignore[assignment]
     step = Step(model, TrainingConfig(), bf16=bf16)
-    batch = _noise(batch_size, size, device)
+    batch = noise(batch_size, size, device)
     with FlopCounterMode(display=False) as counter:
         step(batch, 1e-4)
     flops = counter.get_total_flops() / batch_size
@@ -153,7 +153,8 @@ def measure(
     }
 
 
-def _noise(count: int, size: int, device: torch.device) -> dict[str, torch.Tensor]:
+def noise(count: int, size: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Make a batch of white noise, seen in random poses."""
     torch.manual_seed(0)
     columns = {"defocus_u": 15_000.0, "defocus_v": 15_500.0, "defocus_angle": 20.0, "voltage": 300.0, "cs": 2.7}
     columns |= {"amplitude_contrast": 0.1, "phase_shift": 0.0, "apix": 1.5, "ctf_scalefactor": 1.0, "dose": 0.0}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
 from drgn_ray.config import ModelConfig, TrainingConfig
@@ -60,7 +60,7 @@ def _work(rank: int, folder: str) -> None:
 
 def test_two_processes_that_take_their_halves_image_by_image_step_as_one(tmp_path: Path) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_work, args=(str(tmp_path),), nprocs=2)
+    spawn(_work, args=(str(tmp_path),), nprocs=2)
     model = one_volume()
     alone = weights_after(model, step.Step(model, TrainingConfig(), bf16=False), batch())
     for rank in (0, 1):
