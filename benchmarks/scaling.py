@@ -135,12 +135,12 @@ class Cost(NamedTuple):
 def cost(width: int, layers: int, size: int) -> Cost:
     """Count multiplications and additions of decoder and encoder, by formula."""
     points = math.pi * size**2 / 8
-    first, residual, last = (3 * size + ZDIM) * width, layers * width**2, 2 * width
+    first, residual, last = 3 * size * width, layers * width**2, 2 * width  # the latent's share is once an image
     decoder = 2 * points * (3 * (first + residual + last) - first)
     inputs = 2 * points * width
     encoder = 2 * (3 * (inputs + residual + 2 * ZDIM * width) - inputs)
     biases = 2 * (layers + 1) * width + 2 + 2 * ZDIM
-    return Cost(decoder + encoder, int(first + inputs + 2 * residual + last + 2 * ZDIM * width + biases))
+    return Cost(decoder + encoder, int(first + inputs + 2 * residual + last + 3 * ZDIM * width + biases))
 
 
 def step_seconds(one: Cost, images: int, num_gpus: int, bandwidth: float, bytes_a_gradient: int = 4) -> float:

@@ -7,7 +7,6 @@ choice (start, radius, number of components) is made by images that were not fit
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ import torch
 from jaxtyping import Float64, Int
 
 from drgn_ray.config import ModelConfig, RunConfig, TrainingConfig, differences
-from drgn_ray.distributed.tasks import run_tasks
+from drgn_ray.distributed.tasks import memory_here, run_tasks
 from drgn_ray.errors import ResourceError
 from drgn_ray.models.curved import CurvedSubspace, bending_terms
 from drgn_ray.models.em import Subspace, search_box
@@ -301,6 +300,9 @@ def _bend(model: CurvedSubspace, store: ParticleStore, chunks: Int[np.ndarray, "
     degrees = bending_terms(subspace.volumes[1:])
     few = replace(subspace, volumes=resized(subspace.volumes, search_box(size, radius)))
     work = Pass(few, subspace.num_components, radius, size // 2, of_ctf, everything=True, degrees=degrees)
+    if COPIES_HERE * _sums_bytes(store, work) > memory_here():
+        logger.info("memory has no room for the sums of %d bent volumes: they stay straight", work.num_volumes)
+        return
     left_out = np.zeros(len(chunks), bool)
     left_out[:: max(LEFT_OUT, -(-len(chunks) * store.chunk_size // MOST_LEFT_OUT))] = True
     if left_out.all():
@@ -346,9 +348,12 @@ def _all_shells(
     )
 
 
+def _sums_bytes(store: ParticleStore, work: Pass) -> int:
+    return empty_moment_sums(store.info.box_size, work.num_volumes, torch.device("meta")).nbytes
+
+
 def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass, num_workers: int) -> Sums:
-    size = empty_moment_sums(store.info.box_size, work.num_volumes, torch.device("meta")).nbytes
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size, there = _sums_bytes(store, work), memory_here()
     if COPIES_HERE * size > there:
         raise ResourceError(
             f"{work.num_volumes} volumes of {store.info.box_size} px",

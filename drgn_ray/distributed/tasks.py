@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import TypeVar, cast
 
 from drgn_ray.errors import ConfigError, ResourceError
@@ -89,6 +90,14 @@ def is_cluster_there() -> bool:
     import ray
 
     return ray.is_initialized()
+
+
+def memory_here() -> int:
+    """Bytes of memory that this machine, or the container that this process is in, has."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    of_container = limit.read_text().strip() if limit.exists() else ""
+    of_machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(of_machine, int(of_container)) if of_container.isdecimal() else of_machine
 
 
 def _call(task: Callable[[], T]) -> T:
