@@ -57,6 +57,7 @@ _OF_STEPS = (
     "warmup_epochs",
     "weight_decay",
     "points_share",
+    "coarse_share",
     "precision",
 )
 _OF_ALL = (*_OF_ENCODERS, *_OF_DECODERS, *_OF_STEPS)
@@ -196,6 +197,9 @@ class TrainingConfig(Settings):
     points_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of an image's Fourier points, drawn anew every time, at which a step compares it with its slice; with fewer
     a step is cheaper and knows less."""
+    coarse_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training, at its beginning, in which images are compared with slices up to half of the largest
+    radius: it finds latents sooner and costs a quarter.  Losses jump where the rest comes in."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the decoder; auto: bf16 where the hardware multiplies it fast, else fp32."""
     seed: NonNegativeInt = 0

@@ -8,12 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from drgn_ray.config import ModelConfig
 from drgn_ray.models import one_pass
-from drgn_ray.models.elbo import squared_error
+from drgn_ray.models.elbo import Sample, squared_error
 from drgn_ray.models.encoding import encoding_frequencies
 from drgn_ray.models.mlp import ResidualMLP
 from drgn_ray.physics.fourier import volume_from_hartley
@@ -55,12 +55,13 @@ class Decoder(nn.Module, ABC):
 
 
 def reconstruction_loss(
-    decoder: Decoder, z: Float[Tensor, "B Z"], seen: Observation, points: HalfDisc, rows: Int[Tensor, " p"] | None
+    decoder: Decoder, z: Float[Tensor, "B Z"], seen: Observation, points: HalfDisc, sample: Sample | None
 ) -> Float[Tensor, ""]:
     """Mean squared error over the half-disc, or its estimate from some of its points (see `Model.forward`)."""
     scale, target = seen.ctf, seen.coefficients
-    if rows is not None:
-        points, scale, target = HalfDisc(points.box_size, points.k[rows]), scale[:, rows], target[:, rows]
+    if sample is not None:
+        points = HalfDisc(points.box_size, points.k[sample.rows])
+        scale, target = scale[:, sample.rows], target[:, sample.rows]
     return decoder.misfit(z, seen.rotation, points, scale, target) / scale.numel()
 
 

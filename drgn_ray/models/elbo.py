@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 
@@ -18,6 +18,13 @@ class ElboTerms(NamedTuple):
     loss: Float[Tensor, ""]
     recon_loss: Float[Tensor, ""]
     kld: Float[Tensor, ""]
+
+
+class Sample(NamedTuple):
+    """Points at which slices are compared: rows of the observer's, and the number of points that they stand for."""
+
+    rows: Int[Tensor, " p"]
+    num_points: int
 
 
 def squared_error(

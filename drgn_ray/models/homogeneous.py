@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from drgn_ray.models.decoder import Decoder, reconstruction_loss
-from drgn_ray.models.elbo import ElboTerms
+from drgn_ray.models.elbo import ElboTerms, Sample
 from drgn_ray.models.em import Subspace
 from drgn_ray.models.model import Model
 from drgn_ray.physics.observation import Observer
@@ -30,11 +30,11 @@ class Homogeneous(Model):
         super().__init__(observer=observer)
         self.decoder = decoder
 
-    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
+    def forward(self, batch: Mapping[str, Tensor], sample: Sample | None = None) -> ElboTerms:
         """See `Model.forward`; the reconstruction loss is all of the loss."""
         seen = self.observer(batch)
         no_latent = seen.ctf.new_zeros(len(seen.ctf), 0)
-        loss = reconstruction_loss(self.decoder, no_latent, seen, self.observer.half_disc, rows)
+        loss = reconstruction_loss(self.decoder, no_latent, seen, self.observer.half_disc, sample)
         return ElboTerms(loss, loss.detach(), torch.zeros_like(loss.detach()))
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:

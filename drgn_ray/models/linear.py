@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from drgn_ray.models.elbo import ElboTerms, elbo_terms, squared_error
+from drgn_ray.models.elbo import ElboTerms, Sample, elbo_terms, squared_error
 from drgn_ray.models.em import LEAST_CONTRAST, Posterior, Subspace, Viewer, search_box
 from drgn_ray.models.model import Model
 from drgn_ray.physics.gridding import interpolate
@@ -72,9 +72,9 @@ class LinearSubspace(Model):
         """See `Model.describe`."""
         return f"{super().describe()}, of shells 1 to {int(self.radius)}" if self.zdim else super().describe()
 
-    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
+    def forward(self, batch: Mapping[str, Tensor], sample: Sample | None = None) -> ElboTerms:
         """Loss of a batch at the posterior means, all shells included."""
-        assert rows is None, "it is not trained by steps"
+        assert sample is None, "it is not trained by steps"
         seen = self.observer(batch)
         z_mu, z_logvar = self.encode(batch)
         misfit = squared_error(self.decode_slices(z_mu, seen.rotation), seen.ctf, seen.coefficients)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from drgn_ray.models.elbo import ElboTerms, kl_divergence, sample_latent
+from drgn_ray.models.elbo import ElboTerms, Sample, kl_divergence, sample_latent
 from drgn_ray.models.em import Subspace
 from drgn_ray.physics.observation import Observer
 
@@ -53,13 +53,13 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
+    def forward(self, batch: Mapping[str, Tensor], sample: Sample | None = None) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation.
 
         Parameters
         ----------
-        rows
-            Which of the observer's points the slices are compared at, a random sample; None: at all of them.
+        sample
+            Points that the slices are compared at; None: all of the observer's.
         """
 
     @abstractmethod

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from drgn_ray.models.decoder import Decoder, reconstruction_loss
-from drgn_ray.models.elbo import ElboTerms, elbo_terms, sample_latent
+from drgn_ray.models.elbo import ElboTerms, Sample, elbo_terms, sample_latent
 from drgn_ray.models.em import Subspace
 from drgn_ray.models.encoder import Encoder
 from drgn_ray.models.model import Model
@@ -42,13 +42,14 @@ class VAE(Model):
         """Weight of the KL divergence."""
         return self.encoder.usual_beta if self.given_beta is None else self.given_beta
 
-    def forward(self, batch: Mapping[str, Tensor], rows: Int[Tensor, " p"] | None = None) -> ElboTerms:
+    def forward(self, batch: Mapping[str, Tensor], sample: Sample | None = None) -> ElboTerms:
         """See `Model.forward`; the encoder looks at all points."""
         seen = self.observer(batch)
         z_mu, z_logvar = self.encoder(seen)
         z = sample_latent(z_mu, z_logvar) if self.training else z_mu
-        recon_loss = reconstruction_loss(self.decoder, z, seen, self.observer.half_disc, rows)
-        return elbo_terms(recon_loss, z_mu, z_logvar, self.beta, self.observer.num_points)
+        recon_loss = reconstruction_loss(self.decoder, z, seen, self.observer.half_disc, sample)
+        num_points = self.observer.num_points if sample is None else sample.num_points
+        return elbo_terms(recon_loss, z_mu, z_logvar, self.beta, num_points)
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar) of a batch."""

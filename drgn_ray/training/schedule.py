@@ -1,10 +1,16 @@
-"""Learning rate as a function of the images seen."""
+"""Learning rate, and the shells that are compared, as functions of the images seen."""
 
 from __future__ import annotations
 
 import math
 
 from drgn_ray.config import TrainingConfig
+
+
+def compared_radius(training: TrainingConfig, images_seen: int, images_per_epoch: int, box_size: int) -> int | None:
+    """Largest |k| at which images are compared: a quarter of the box while training is coarse, then None (all)."""
+    is_coarse = images_seen < training.coarse_share * training.num_epochs * images_per_epoch
+    return box_size // 4 if is_coarse else None
 
 
 def learning_rate(training: TrainingConfig, images_seen: int, images_per_epoch: int) -> float:

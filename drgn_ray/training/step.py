@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from drgn_ray.config import TrainingConfig
-from drgn_ray.models.elbo import ElboTerms
+from drgn_ray.models.elbo import ElboTerms, Sample
 from drgn_ray.models.model import Model
 from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
 
@@ -33,36 +34,53 @@ class Step:
     def __init__(self, model: Model, training: TrainingConfig, *, bf16: bool, world_size: int = 1) -> None:
         self.model, self.bf16 = model, bf16
         self.device = model.observer.k.device
-        self.num_points = max(round(training.points_share * model.observer.num_points), 1)
-        self.at_once = max(POINTS_AT_ONCE[self.device.type] // self.num_points, 1)
+        self.points_share = training.points_share
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
         self.parallel = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
 
-    def __call__(self, batch: Mapping[str, Tensor], lr: float) -> ElboTerms:
-        """Take a step at a learning rate; means over the batch, on the device, which is not waited for."""
+    def __call__(self, batch: Mapping[str, Tensor], lr: float, radius: int | None = None) -> ElboTerms:
+        """Take a step; means over the batch, on the device, which is not waited for.
+
+        Parameters
+        ----------
+        lr
+            Learning rate.
+        radius
+            Largest |k| at which images are compared with slices; None: D/2.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        within = self._within(radius)
+        num_points = max(round(self.points_share * len(within)), 1)
+        at_once = max(POINTS_AT_ONCE[self.device.type] // num_points, 1)
         self.optimizer.zero_grad(set_to_none=True)
         batch, count = to_device(batch, self.device), len(batch["images"])
         means = torch.zeros(len(ElboTerms._fields), device=self.device)
-        for first in range(0, count, self.at_once):
-            rows = self._sampled()
-            part = {name: values[first : first + self.at_once] for name, values in batch.items()}
+        for first in range(0, count, at_once):
+            sample = self._sampled(within, num_points)
+            part = {name: values[first : first + at_once] for name, values in batch.items()}
             share = len(part["images"]) / count
-            with self._reducing(last=first + self.at_once >= count):
+            with self._reducing(last=first + at_once >= count):
                 with autocast(self.device, self.bf16):
-                    terms = self.parallel(part, rows)
+                    terms = self.parallel(part, sample)
                 (terms.loss * share).backward()
             means += torch.stack([term.detach() for term in terms]) * share
         self.optimizer.step()
         return ElboTerms(*means)
 
-    def _sampled(self) -> Tensor | None:
-        """Draw the points that a part of a batch is compared at, so that every one has the same chance."""
-        of = self.model.observer.num_points
-        return None if self.num_points == of else torch.randperm(of, device=self.device)[: self.num_points]
+    @lru_cache(maxsize=2)  # noqa: B019 - a step lives as long as its process trains
+    def _within(self, radius: int | None) -> Tensor:
+        """Rows of the observer's points up to a radius."""
+        points = self.model.observer.half_disc
+        return torch.nonzero(points.radius <= (points.box_size if radius is None else radius))[:, 0]
+
+    def _sampled(self, within: Tensor, count: int) -> Sample | None:
+        """Draw points for a part of a batch, so that every one has the same chance; None: all that there are."""
+        if count == self.model.observer.num_points:
+            return None
+        return Sample(within[torch.randperm(len(within), device=self.device)[:count]], len(within))
 
     def _reducing(self, *, last: bool) -> AbstractContextManager[None]:
         """Share gradients with the other workers in the last part of a batch alone."""

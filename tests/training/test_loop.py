@@ -55,11 +55,11 @@ def test_loss_falls_and_held_out_loss_with_it(store_path: Path, tmp_path: Path) 
     assert epochs[-1]["val/loss"] < 0.95 * epochs[0]["val/loss"]
 
 
-@pytest.mark.parametrize("points_share", [1.0, 0.3])
+@pytest.mark.parametrize(("points_share", "coarse_share"), [(1.0, 0.0), (0.3, 0.0)])
 def test_a_run_begun_short_and_made_longer_is_bitwise_the_long_one(
-    store_path: Path, tmp_path: Path, points_share: float
+    store_path: Path, tmp_path: Path, points_share: float, coarse_share: float
 ) -> None:
-    as_said = {"lr_schedule": "constant", "points_share": points_share}
+    as_said = {"lr_schedule": "constant", "points_share": points_share, "coarse_share": coarse_share}
     whole = run_to_the_end(settings(store_path, 4, **as_said), tmp_path / "whole")
     run_to_the_end(settings(store_path, 2, **as_said), tmp_path / "parts")
     parts = run_to_the_end(settings(store_path, 4, **as_said), tmp_path / "parts")

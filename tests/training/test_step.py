@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from drgn_ray.config import ModelConfig, TrainingConfig
 from drgn_ray.models import build_model
 from drgn_ray.models.decoder import CoordinateDecoder, Decoder
+from drgn_ray.models.elbo import Sample
 from drgn_ray.models.model import Model
 from drgn_ray.training import step
 
@@ -74,7 +75,8 @@ def test_the_loss_at_some_points_is_that_at_all_on_average() -> None:
     num_points = model.observer.num_points
     with torch.inference_mode():
         whole = float(model(seen).loss)
-        drawn = [float(model(seen, torch.randperm(num_points)[: num_points // 5]).loss) for _ in range(400)]
+        samples = (Sample(torch.randperm(num_points)[: num_points // 5], num_points) for _ in range(400))
+        drawn = [float(model(seen, sample).loss) for sample in samples]
     error = np.std(drawn) / np.sqrt(len(drawn))
     assert error > 0
     assert abs(np.mean(drawn) - whole) < 4 * error
@@ -92,3 +94,25 @@ def flops(training: TrainingConfig) -> int:
     with FlopCounterMode(display=False) as counter:
         take(batch(), LR)
     return counter.get_total_flops()
+
+
+def test_a_coarse_step_looks_at_no_point_beyond_its_radius() -> None:
+    seen, radius = batch(), BOX // 4
+    spectrum = torch.fft.fft2(seen["images"])
+    k = torch.fft.fftfreq(BOX, 1 / BOX)
+    spectrum[:, k[:, None] ** 2 + k[None, :] ** 2 > radius**2] = 0
+    blurred = seen | {"images": torch.fft.ifft2(spectrum).real}
+    losses = []
+    for images in (seen, blurred):
+        model = build_model(
+            ModelConfig(model="homogeneous", dec_dim=16, window=False),
+            box_size=BOX,
+            data_sign=-1,
+            hartley_std=4.0,
+            ctf=False,
+        )
+        torch.manual_seed(1)
+        model.load_state_dict({name: torch.full_like(values, 0.01) for name, values in model.state_dict().items()})
+        take = step.Step(model, TrainingConfig(points_share=0.5), bf16=False)
+        losses.append(float(take(images, LR, radius).loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
