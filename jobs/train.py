@@ -79,7 +79,7 @@ def _unchecked(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(
         instantiate=construct,
         fields=tuple(
-            StructFieldSpec(name, types[name], defaults[name], helptext=field.description)
+            StructFieldSpec(name, types[name], defaults[name], helptext=" ".join((field.description or "").split()))
             for name, field in fields.items()
         ),
     )
