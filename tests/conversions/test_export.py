@@ -275,7 +275,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
-            ([], "drgn-ray export: it is not said what to write; pass -o FILE or --cryodrgn FOLDER."),
+            ([], "export: it is not said what to write; pass -o FILE or --cryodrgn FOLDER."),
             (["-o", "x.tif"], "-o x.tif: its name ends in none of .star, .cs, .mrcs, .pkl, .npy, .txt;"),
             (["-o", "x.star", "--clusters", "1"], "--clusters: a store alone has no latents; pass the run directory"),
             (["-o", "x.star", "--latent-box", "z0:0:1"], "--latent-box: a store alone has no latents;"),
@@ -288,7 +288,7 @@ class TestCommand:
             (["-o", "x.star", "--labels", "l.csv"], "--labels, --ksample: it is not said which clusters; pass"),
             (["-o", "s3://b/x.star"], "-o s3://b/x.star: exports are written to local files; pass a path."),
             (["-o", "late.star", "--cryodrgn", "."], "something is already here; pass another folder."),
-            (["-o", "x.star", "--others"], "drgn-ray export: the selection keeps no particle; widen it."),
+            (["-o", "x.star", "--others"], "export: the selection keeps no particle; widen it."),
         ],
     )
     def test_what_cannot_be_is_refused(

@@ -78,5 +78,5 @@ def test_a_run_of_cryodrgn_finds_its_particles_in_a_reordered_store(
     store = converted(shuffled.write_table())
     z = np.arange(600, dtype=np.float32)[:, None]
     write_pickle(shuffled.folder / "z.pkl", z, np.zeros_like(z))
-    latents = _read_latents(shuffled.folder / "z.pkl", 1, store)
+    latents = _read_latents(shuffled.folder / "z.pkl", 1, store, 600)
     np.testing.assert_array_equal(latents.z[:, 0], latents.source_row)
