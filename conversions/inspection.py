@@ -31,7 +31,7 @@ from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, ParticleFileError, StoreError
 from drgn_ray.particles.store import ParticleStore, StoreWriter
 from drgn_ray.training.checkpoint import Position, load_position
-from drgn_ray.training.embed import Latents, latents_of, trained_model, trained_zdim
+from drgn_ray.training.embed import Latents, latents_of, trained_model
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.units import ANGSTROM_PER_MICROMETRE
 
@@ -330,11 +330,11 @@ def _inspect_run(path: str) -> Inspection:
     config, position = run.config(), load_position(run.checkpoints)
     attempt = Attempts()
     store = attempt("store", ParticleStore, config.particles)
-    has_latents = position.history and store is not None and trained_zdim(run, config, store)
-    latents = attempt("latents", latents_of, run) if has_latents else None
-    found = None
+    zdim, found = config.model.zdim if config.model.model == "vae" else 0, None
     if config.model.is_fitted and position.history and store is not None:
-        found = trained_model(run, config, store, torch.device("cpu")).describe()
+        model = trained_model(run, config, store, torch.device("cpu"))
+        zdim, found = model.zdim, model.describe()
+    latents = attempt("latents", latents_of, run) if position.history and store is not None and zdim else None
     return Inspection(
         path,
         (

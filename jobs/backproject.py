@@ -10,7 +10,7 @@ drgn-ray backproject runs/a --particles 17,1204 -o near/       # the particles n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _backproject(arguments: Arguments) -> None:
-    from dataclasses import replace
 
     import numpy as np
     import pandas as pd
@@ -175,7 +174,7 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
     from drgn_ray.analysis.selection import row_numbers
     from drgn_ray.analysis.states import all_particles, state_near_latent, states_near_particles, states_of_clusters
     from drgn_ray.errors import ConfigError
-    from drgn_ray.training.embed import trained_zdim
+    from drgn_ray.training.embed import latents_of, trained_zdim
 
     chosen = {
         "--clusters": arguments.clusters,
@@ -196,8 +195,8 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
         return states_of_clusters(run, source_row, arguments.clusters, arguments.ksample)
     if arguments.particles is not None:
         rows = row_numbers(arguments.particles)
-        return states_near_particles(run, source_row, rows, arguments.neighbors)
-    return [state_near_latent(run, source_row, np.array(arguments.z), arguments.neighbors)]
+        return states_near_particles(latents_of(run), source_row, rows, arguments.neighbors)
+    return [state_near_latent(latents_of(run), source_row, np.array(arguments.z), arguments.neighbors)]
 
 
 class _Writer:
@@ -253,7 +252,7 @@ class _Writer:
         from drgn_ray.analysis import consensus
 
         against = consensus.correlate(self.full, other, self.store.info.apix)
-        against = against if limit is None else against.up_to(limit)
+        against = replace(against, finest=limit)
         self.written += consensus.write_correlation(self.folder, against, f"fsc_{name}")
         self.lines.append(f"{said}: {consensus.resolutions(against)}")
         self._note(name, against)

@@ -12,7 +12,13 @@ from jaxtyping import Float32, Int
 
 from drgn_ray.analysis.analyze import Analysis, analyze
 from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
-from drgn_ray.analysis.states import LEAST_NEIGHBORS, State, all_particles, states_near_particles
+from drgn_ray.analysis.states import (
+    LEAST_NEIGHBORS,
+    State,
+    all_particles,
+    states_near_particles,
+    usual_neighbors,
+)
 from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
 from drgn_ray.analysis.volumes import decode
 from drgn_ray.config import RunConfig
@@ -129,8 +135,10 @@ def compare_states(
     None, where there are too few particles for two half maps.
     """
     half, source_row = half_maps(store.columns), store.columns["source_row"]
-    states = states_near_particles(run, source_row, latents.source_row[particles], None, MOST_NEIGHBORS)
-    if any(not (state.weight[half == each] > 0).any() for state in states for each in (0, 1)):
+    neighbors = min(usual_neighbors(len(latents.z)), MOST_NEIGHBORS)
+    states = states_near_particles(latents, source_row, latents.source_row[particles], neighbors)
+    weight = np.stack([_consensus_weight(states), *(state.weight for state in states)])
+    if any(not (weight[:, half == each] > 0).any(axis=1).all() for each in (0, 1)):
         return None
     models = {MODEL: (model, latents)}
     start = trained_start(run, store)
@@ -143,7 +151,6 @@ def compare_states(
         name: [decode(each, np.average(z.of(source_row), axis=0, weights=state.weight), store.info) for state in states]
         for name, (each, z) in models.items()
     }
-    weight = np.stack([_consensus_weight(states), *(state.weight for state in states)])
     maps = map(make_maps, back_project(store, Assignment(weight, half), Method()))
     return support(volumes, next(maps).full, maps, store.info.apix)
 
@@ -152,6 +159,6 @@ def _consensus_weight(states: Sequence[State]) -> Float32[np.ndarray, " N"]:
     """Images of one volume for all: some of those that no state has, whose noise it would share, if there are any."""
     near = np.any([state.weight > 0 for state in states], axis=0)
     others = np.flatnonzero(~near) if np.count_nonzero(~near) >= LEAST_NEIGHBORS else np.arange(len(near))
-    weight = np.zeros(len(near), np.float32)
-    weight[others[:: -(-len(others) // MOST_OF_CONSENSUS)]] = 1
-    return weight
+    # Drawn at random: every second image, say, could be all of one half.
+    chosen = np.random.default_rng(0).permutation(others)[:MOST_OF_CONSENSUS]
+    return np.isin(np.arange(len(near)), chosen).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ class Correlation:
     convention
         What a shell is, see `drgn_ray.physics.fsc`.
     finest
-        Å of the finest resolution that is said; None: that of the last shell.
+        Å of the finest resolution that is said, where agreement beyond says nothing; None: that of the last shell.
     """
 
     curves: Mapping[str, Float[np.ndarray, " shells"]]
@@ -87,10 +87,6 @@ class Correlation:
         last = self.convention == "cryodrgn"
         found = resolution(self.curves[name], self.box_size, self.apix, threshold, last=last)
         return found if self.finest is None else max(found, self.finest)
-
-    def up_to(self, angstrom: float) -> Correlation:
-        """Let no resolution be finer than this one, beyond which agreement says nothing."""
-        return replace(self, finest=angstrom)
 
     def table(self) -> pd.DataFrame:
         """One row a shell: its number, resolution in Å, and all curves."""

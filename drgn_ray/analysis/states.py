@@ -66,49 +66,38 @@ def states_of_clusters(
     ]
 
 
-def states_near_particles(
-    run: RunDirectory,
-    source_row: Int[np.ndarray, " N"],
-    particles: Int[np.ndarray, " n"],
-    neighbors: int | None,
-    most: int | None = None,
-) -> list[State]:
-    """States of the neighbours of particles, named by their rows of the source table, in the latent space.
+def usual_neighbors(count: int) -> int:
+    """How many of so many latents support a state, if it is not said."""
+    return min(max(round(NEIGHBOR_SHARE * count), LEAST_NEIGHBORS), count)
 
-    Parameters
-    ----------
-    neighbors
-        How many; None: a share of all, but at most `most`.
-    """
-    latents = latents_of(run)
+
+def states_near_particles(
+    latents: Latents, source_row: Int[np.ndarray, " N"], particles: Int[np.ndarray, " n"], neighbors: int | None
+) -> list[State]:
+    """States of the neighbours of particles, named by their rows of the source table, in the latent space."""
     particles = np.unique(particles)
     return [
-        State(f"particle_{row}", _neighborhood(latents, source_row, z, neighbors, most), z)
+        State(f"particle_{row}", _neighborhood(latents, source_row, z, neighbors), z)
         for row, z in zip(particles, latents.of(particles), strict=True)
     ]
 
 
 def state_near_latent(
-    run: RunDirectory, source_row: Int[np.ndarray, " N"], z: Float[np.ndarray, " Z"], neighbors: int | None
+    latents: Latents, source_row: Int[np.ndarray, " N"], z: Float[np.ndarray, " Z"], neighbors: int | None
 ) -> State:
     """Make the state of the neighbours of a latent."""
-    latents = latents_of(run)
     if len(z) != latents.z.shape[1]:
         raise ConfigError("-z", f"it has {len(z)} numbers", f"pass {latents.z.shape[1]}, as the run has dimensions")
     return State("latent", _neighborhood(latents, source_row, z, neighbors), z)
 
 
 def _neighborhood(
-    latents: Latents,
-    source_row: Int[np.ndarray, " N"],
-    z: Float[np.ndarray, " Z"],
-    neighbors: int | None,
-    most: int | None = None,
+    latents: Latents, source_row: Int[np.ndarray, " N"], z: Float[np.ndarray, " Z"], neighbors: int | None
 ) -> Float32[np.ndarray, " N"]:
     """Weights that fall as 1 - (distance / distance of the next one beyond)², Epanechnikov's kernel."""
     count = len(latents.z)
     if neighbors is None:
-        neighbors = min(max(round(NEIGHBOR_SHARE * count), LEAST_NEIGHBORS), count, most or count)
+        neighbors = usual_neighbors(count)
     if not 1 < neighbors <= count:
         raise ConfigError(f"--neighbors {neighbors}", f"the run has {count:,} latents", f"pass 2 to {count}")
     distance = np.linalg.norm(latents.z - z, axis=1)

@@ -157,9 +157,11 @@ def fit_linear(
 
 def _ray(num_workers: int) -> AbstractContextManager[None]:
     """Be connected to Ray, whose tasks keep what they prepared, if there are workers at all."""
-    from drgn_ray.distributed.cluster import connected
+    if not num_workers:
+        return nullcontext()
+    from drgn_ray.distributed.cluster import connected  # Ray takes a second to import
 
-    return connected() if num_workers else nullcontext()
+    return connected()
 
 
 class _Search:

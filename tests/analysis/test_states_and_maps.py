@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from drgn_ray.analysis.consensus import make_maps
 from drgn_ray.analysis.states import state_near_latent
 from drgn_ray.errors import RunError, StoreError
 from drgn_ray.training.embed import Latents
-from drgn_ray.training.run_directory import RunDirectory
 
 
 def test_a_half_of_blank_images_makes_no_map() -> None:
@@ -23,20 +20,18 @@ def test_a_half_of_blank_images_makes_no_map() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    latents = Latents(np.arange(10.0)[:, None], np.zeros((10, 1)), np.arange(10), 0)
-    latents.save(tmp_path / "latents.npz")
-    return RunDirectory(tmp_path)
+def latents() -> Latents:
+    return Latents(np.arange(10.0)[:, None], np.zeros((10, 1)), np.arange(10), 0)
 
 
-def test_the_nearer_a_particle_the_more_it_counts(run: RunDirectory) -> None:
-    weight = state_near_latent(run, np.arange(10)[::-1], np.array([2.0]), 3).weight[::-1]
+def test_the_nearer_a_particle_the_more_it_counts(latents: Latents) -> None:
+    weight = state_near_latent(latents, np.arange(10)[::-1], np.array([2.0]), 3).weight[::-1]
     assert np.flatnonzero(weight).tolist() == [1, 2, 3]
     assert weight[2] == 1
     assert weight[1] == weight[3] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("source_row", [[0, 2, 11], [3, 4, 500]])
-def test_latents_of_other_particles_are_refused(run: RunDirectory, source_row: list[int]) -> None:
+def test_latents_of_other_particles_are_refused(latents: Latents, source_row: list[int]) -> None:
     with pytest.raises(RunError, match="it is of other particles than the run's store"):
-        state_near_latent(run, np.array(source_row), np.array([2.0]), 3)
+        state_near_latent(latents, np.array(source_row), np.array([2.0]), 3)
