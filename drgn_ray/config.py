@@ -213,6 +213,8 @@ class ResourcesConfig(Settings):
     """Training processes, one a GPU where there are GPUs; 0 trains in this process, without Ray."""
     cpus_per_worker: PositiveInt | None = None
     """CPUs reserved (and threads used) by a worker; None: what the machines have less one for reading, shared out."""
+    compress_gradients: bool = False
+    """Send gradients from worker to worker in bf16, which is half as much; for Ethernet between them."""
     log_seconds: PositiveFloat = 10.0
     """Seconds between lines of progress, which are also the points of MLflow's live metrics."""
     keep_checkpoints: PositiveInt = 2

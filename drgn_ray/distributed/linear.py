@@ -6,6 +6,7 @@ choice (start, radius, number of components) is made by images that were not fit
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import time
@@ -26,7 +27,7 @@ from drgn_ray.models.em import Subspace, search_box
 from drgn_ray.particles.backproject import mean_squared_ctf
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.physics.gridding import empty_moment_sums
+from drgn_ray.physics.gridding import empty_moment_sums, lattice_side
 from drgn_ray.physics.volume_lattice import resized
 from drgn_ray.progress import Progress
 from drgn_ray.training.checkpoint import Position, has_checkpoint, save_checkpoint
@@ -47,6 +48,7 @@ from drgn_ray.training.subspace import (
     predictions,
     prepare,
     solved,
+    stacked,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,10 @@ LEFT_OUT, MOST_LEFT_OUT = 5, 2_000  # chunks of which one, and images, that say 
 IMAGES_A_COMPONENT = 10  # at least; fewer tell nothing that holds for others
 IMAGES_A_PART = 4_000
 MOST_TASKS = 128
-COPIES_HERE, COPIES_IN_TASK = 4, 2  # of the sums over all shells, at most at a time
+SLAB_BYTES = 2 << 30  # of the sums over all shells, that a task makes at a time
+SLABS_IN_TASK = 2  # its own and what it sends
+SUMS_HERE = 1.6  # of the sums' bytes: themselves, and what solving them takes
+SUMS_TO_BEND = 3.6  # of two parts of the particles, and of fewer volumes
 
 Listen = Callable[[int, Mapping[str, float]], None]
 
@@ -302,7 +307,7 @@ def _bend(model: CurvedSubspace, store: ParticleStore, chunks: Int[np.ndarray, "
     degrees = bending_terms(subspace.volumes[1:])
     few = replace(subspace, volumes=resized(subspace.volumes, search_box(size, radius)))
     work = Pass(few, subspace.num_components, radius, size // 2, of_ctf, everything=True, degrees=degrees)
-    if COPIES_HERE * _sums_bytes(store, work) > memory_here():
+    if SUMS_TO_BEND * _sums_bytes(store, work) > memory_here():
         logger.info("memory has no room for the sums of %d bent volumes: they stay straight", work.num_volumes)
         return
     left_out = np.zeros(len(chunks), bool)
@@ -354,23 +359,39 @@ def _sums_bytes(store: ParticleStore, work: Pass) -> int:
     return empty_moment_sums(store.info.box_size, work.num_volumes, torch.device("meta")).nbytes
 
 
-def _summed(store: ParticleStore, chunks: Int[np.ndarray, " chunks"], work: Pass, num_workers: int) -> Sums:
+def _summed(
+    store: ParticleStore,
+    chunks: Int[np.ndarray, " chunks"],
+    work: Pass,
+    num_workers: int,
+    slab_bytes: int = SLAB_BYTES,
+) -> Sums:
+    """Sum over all shells of some chunks, slab after slab where they are large."""
     size, there = _sums_bytes(store, work), memory_here()
-    if COPIES_HERE * size > there:
+    side = lattice_side(store.info.box_size)
+    num_slabs = min(-(-size // slab_bytes), side)
+    needed = SUMS_HERE * size + SLABS_IN_TASK * size / num_slabs
+    if needed > there:
         raise ResourceError(
             f"{work.num_volumes} volumes of {store.info.box_size} px",
-            f"their sums take {COPIES_HERE * size / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB",
+            f"to fit them takes {needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB",
             "use a larger machine, pass --model linear with a smaller --zdim, or convert with a smaller -D",
         )
+    edges = np.linspace(0, side, num_slabs + 1).astype(int).tolist()
+    slabs = [range(*edge) for edge in itertools.pairwise(edges)]
     count = min(max(len(chunks) * store.chunk_size // IMAGES_A_PART, 1), MOST_TASKS)
-    tasks = [partial(accumulate, store.absolute_path, group.tolist(), work) for group in np.array_split(chunks, count)]
+    groups = [group.tolist() for group in np.array_split(chunks, count)]
     num_images = sum(len(range(*store.chunk_rows(chunk).indices(len(store)))) for chunk in chunks.tolist())
-    with Progress("all shells", num_images, "images") as progress:
+    with Progress("all shells", num_images * num_slabs, "images") as progress:
 
         def seen(parts: Iterator[Sums]) -> Iterator[Sums]:
             for part in parts:
                 progress.update(part.num_images)
                 yield part
 
-        memory = COPIES_IN_TASK * size
-        return added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True, memory=memory)))
+        def of_slab(slab: range) -> Sums:
+            tasks = [partial(accumulate, store.absolute_path, group, work, slab) for group in groups]
+            memory = SLABS_IN_TASK * size // num_slabs
+            return added(seen(run_tasks(tasks, num_workers=num_workers, on_gpu=True, memory=memory)))
+
+        return stacked(map(of_slab, slabs), side)

@@ -21,13 +21,14 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from drgn_ray.physics.fourier import in_solvent
-from drgn_ray.physics.gridding import interpolate
+from drgn_ray.physics.gridding import complete_plane, interpolate
 from drgn_ray.physics.observation import Observation
 from drgn_ray.physics.volume_lattice import envelope, lattice_of, lattice_shells, volumes_of
 
 LEAST_POWER = 0.1  # of the consensus's in the shell: a component with less is not given up before it is found
 LEAST_WEIGHT = 1e-3  # of a shell's mean: voxels with less say nothing about the shell's power
 POWER_ROUNDS = 6
+POWER_SAMPLE = 2_000  # lattice points of a shell, that tell its powers well enough
 # A lattice point gets a share s of each image's noise, so its weight grows as the sum of s, but the variance of its
 # noise as the sum of s²: by this less, the mean of s² over the mean of s for points anywhere between lattice points.
 NOISE_SHARE = (2 / 3) ** 3
@@ -146,10 +147,12 @@ class Viewer:
         scale = (2 / self.noise).sqrt()
         if points is not None:
             scale = scale * points
-        of_volumes = torch.view_as_real(slices * scale[:, None]).permute(0, 2, 1, 3).flatten(2)
-        of_image = torch.view_as_real(seen.coefficients * scale).flatten(1)
-        inner = (of_volumes @ of_image[..., None])[..., 0]
-        return Evidence(of_volumes @ of_volumes.mT, inner, (of_image**2).sum(dim=-1))
+        of_volumes = torch.view_as_real(slices * scale[:, None]).flatten(2)  # (B, P, C and real or imaginary)
+        of_image = torch.view_as_real(seen.coefficients * scale)
+        # Real with real and imaginary with imaginary part; a layout for which all is needed would have to be copied.
+        gram = torch.einsum("bcrdr->bcd", (of_volumes.mT @ of_volumes).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)))
+        inner = torch.einsum("bcrr->bc", (of_volumes.mT @ of_image).unflatten(1, (-1, 2)))
+        return Evidence(gram, inner, (of_image**2).sum(dim=(1, 2)))
 
     def posterior(self, seen: Observation, particle: Int[Tensor, " B"] | None = None) -> Posterior:
         """Infer contrast and latent of images, those of the same particle together."""
@@ -196,8 +199,6 @@ def maximise(
 
     Parameters
     ----------
-    sums
-        With the mirror image of their plane k_x = 0.
     per_noise
         What to multiply the sums by at shells 0 to R - 1, so that they are in units of the noise; shells beyond are
         left out.
@@ -205,13 +206,17 @@ def maximise(
         Of the components, as a share of the consensus's in the same shell.
     """
     shells, num_shells = lattice_shells(sums), len(per_noise)
+    whole_plane = complete_plane(sums, num_volumes)
     lattice = torch.zeros(*shells.shape, num_volumes, 2, device=sums.device)
     for shell in range(1, num_shells):  # of which each has a prior of its own
         where = torch.nonzero(shells == shell, as_tuple=True)
-        rows = sums[where].double() * (float(per_noise[shell]) / NOISE_SHARE)
+        rows, in_plane = sums[where], where[2] == 0
+        rows[in_plane] = whole_plane[where[0][in_plane], where[1][in_plane]]
+        rows = rows.double() * (float(per_noise[shell]) / NOISE_SHARE)
         times = torch.where(where[2] > 0, 2.0, 1.0)  # points with k_x > 0 stand for their mirror images too
         lattice[where] = _maximise_shell(rows, times.double(), num_volumes, least_power).float()
-    volumes = volumes_of(torch.view_as_complex(lattice))
+    # One volume after the other, which bounds what the transforms take beside the sums.
+    volumes = torch.cat([volumes_of(each) for each in torch.view_as_complex(lattice).split(1, dim=-1)])
     size = volumes.shape[-1]
     # The envelope is that of the sums, and once more the one that `volumes_of` multiplies by.
     return in_solvent(volumes / envelope(size, volumes.device) ** 2)
@@ -222,17 +227,27 @@ def _maximise_shell(
 ) -> Float[Tensor, "N C 2"]:
     data = torch.stack([rows[:, :num_volumes], rows[:, num_volumes : 2 * num_volumes]], dim=-1)
     weight = symmetric(rows[:, 2 * num_volumes :], num_volumes)
+    some = slice(None, None, -(-len(rows) // POWER_SAMPLE))
+    power = _powers(data[some], weight[some], times[some], least_power)
+    return torch.linalg.solve(weight + torch.diag(1 / power), data)
+
+
+def _powers(
+    data: Float[Tensor, "N C 2"], weight: Float[Tensor, "N C C"], times: Float[Tensor, " N"], least_power: float
+) -> Float[Tensor, " C"]:
+    """Mean |V|² of every volume, as told by lattice points of a shell."""
     of_consensus = weight[:, 0, 0]
     counted = (times * (of_consensus > LEAST_WEIGHT * (of_consensus * times).sum() / times.sum()))[:, None]
-    prior = (1e-6 * weight.diagonal(dim1=1, dim2=2).mean(dim=0)).clamp_min(1e-30)
+    power = 1 / (1e-6 * weight.diagonal(dim1=1, dim2=2).mean(dim=0)).clamp_min(1e-30)
     for _ in range(POWER_ROUNDS):
+        prior = 1 / power
         inverse = torch.linalg.inv(weight + torch.diag(prior))
         values = inverse @ data
         told = 1 - inverse.diagonal(dim1=1, dim2=2) * prior  # by the data, the rest by the prior
         power = ((values**2).sum(dim=-1) * counted).sum(dim=0) / (told * counted).sum(dim=0).clamp_min(1e-9)
         power[1:] = torch.maximum(power[1:], least_power * power[0])
-        prior = 1 / power.clamp_min(1e-30)
-    return values
+        power = power.clamp_min(1e-30)
+    return power
 
 
 def whiten(

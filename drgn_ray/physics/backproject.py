@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from drgn_ray.physics.fourier import at_radii, in_solvent, volume_from_hartley
-from drgn_ray.physics.gridding import Kernel, complete_plane, empty_sums, insert, to_hartley_lattice
+from drgn_ray.physics.gridding import Kernel, complete, empty_sums, insert, to_hartley_lattice
 from drgn_ray.physics.lattice import HalfDisc
 from drgn_ray.physics.volume_lattice import envelope, lattice_shells
 
@@ -102,7 +102,7 @@ def unfiltered_volume(sums: Float[Tensor, "S S H 3"]) -> Float[Tensor, "D D D"]:
 
     Weights below a thousandth of their shell's mean are raised to it.
     """
-    real, imag, weight = complete_plane(sums).unbind(-1)
+    real, imag, weight = complete(sums).unbind(-1)
     mean = _shell_means(weight)
     divisor = torch.maximum(weight, LOWEST_WEIGHT * mean)
     return _finish(real, imag, torch.where(divisor > 0, divisor, 1.0))
@@ -119,7 +119,7 @@ def wiener_volume(sums: Float[Tensor, "S S H 3"], fsc: Float[Tensor, " shells"])
     fsc
         FSC of the half maps at shells 0 to D/2.
     """
-    real, imag, weight = complete_plane(sums).unbind(-1)
+    real, imag, weight = complete(sums).unbind(-1)
     within = fsc.to(weight).clamp(LOWEST_FSC, 1 - 1e-4)
     noise_to_signal = ((1 - within) / (2 * within))[lattice_shells(weight).clamp_max(len(within) - 1)]
     divisor = weight + _shell_means(weight) * noise_to_signal
@@ -146,7 +146,7 @@ def multiply_shells(volume: Float[Tensor, "D D D"], factor: Float[Tensor, " shel
 
 def cryodrgn_volume(sums: Float[Tensor, "S S H 3"], reg_weight: float = 1.0) -> Float[Tensor, "D D D"]:
     """Volume (z, y, x) divided as ``cryodrgn backproject_voxel`` divides: weights plus their mean, empty ones 1."""
-    real, imag, weight = complete_plane(sums).unbind(-1)
+    real, imag, weight = complete(sums).unbind(-1)
     weight = to_hartley_lattice(weight)
     weight = torch.where(weight == 0, 1.0, weight)
     regularised = weight + reg_weight * weight.mean()

@@ -11,7 +11,7 @@ temporaries); `insert_with_torch` is the same sum for other devices.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numba
@@ -24,9 +24,14 @@ _MOST_NUMBERS = 1 << 27  # in a temporary array of torch's operations
 Kernel = Literal["trilinear", "cryodrgn"]
 
 
+def lattice_side(box_size: int) -> int:
+    """Lattice points along an axis: one more than D/2 on every side of the origin, for neighbours of the last."""
+    return box_size + 3
+
+
 def empty_sums(box_size: int, device: torch.device | None = None) -> Float[Tensor, "S S H 3"]:
-    """Zeros for a box of size D: one more lattice point than D/2 on every side, for neighbours of the last."""
-    side = box_size + 3
+    """Zeros for the lattice of a box."""
+    side = lattice_side(box_size)
     return torch.zeros(side, side, side // 2 + 1, 3, device=device)
 
 
@@ -209,28 +214,39 @@ def interpolate_with_torch(
     return torch.where(mirrored[..., None], slices.conj(), slices)
 
 
-def empty_moment_sums(box_size: int, num_volumes: int, device: torch.device | None = None) -> Float[Tensor, "S S H K"]:
-    """Zeros for `insert_moments` of C volumes: C real parts, C imaginary parts, C (C + 1) / 2 weights."""
-    side = box_size + 3
-    return torch.zeros(side, side, side // 2 + 1, 2 * num_volumes + num_volumes * (num_volumes + 1) // 2, device=device)
+def empty_moment_sums(
+    box_size: int, num_volumes: int, device: torch.device | None = None, num_planes: int | None = None
+) -> Float[Tensor, "planes S H K"]:
+    """Zeros for `insert_moments` of C volumes: C real parts, C imaginary parts, C (C + 1) / 2 weights.
+
+    With `num_planes`, for a slab of as many planes along z.
+    """
+    side = lattice_side(box_size)
+    num_channels = 2 * num_volumes + num_volumes * (num_volumes + 1) // 2
+    return torch.zeros(num_planes or side, side, side // 2 + 1, num_channels, device=device)
 
 
 def insert_moments(
-    sums: Float[Tensor, "S S H K"],
+    sums: Float[Tensor, "planes S H K"],
     values: Complex[Tensor, "B P"],
     weights: Float[Tensor, "B P"],
     first: Float[Tensor, "B C"],
     second: Float[Tensor, "B Q"],
     k: Int[Tensor, "P 2"],
     rotation: Float[Tensor, "B 3 3"],
+    first_plane: int = 0,
 ) -> None:
     """Add what the normal equations of several volumes need, at ``(kx, ky, 0) @ rotation`` with trilinear shares.
 
     Parameters
     ----------
+    sums
+        Or a slab of them: some planes along z.
     first, second
         The images' coefficients of the volumes, which multiply the values, and the products of two of them (the upper
         triangle, row by row), which multiply the weights.
+    first_plane
+        Of the slab.
     """
     if sums.device.type == "cpu":
         _insert_moments_compiled(
@@ -241,9 +257,10 @@ def insert_moments(
             second.contiguous().numpy(),
             k.to(torch.float32).numpy(),
             rotation.contiguous().numpy(),
+            first_plane,
         )
     else:
-        insert_moments_with_torch(sums, values, weights, first, second, k, rotation)
+        insert_moments_with_torch(sums, values, weights, first, second, k, rotation, first_plane)
 
 
 def _insert_moments_loop(
@@ -254,9 +271,10 @@ def _insert_moments_loop(
     second: np.ndarray,
     k: np.ndarray,
     rotation: np.ndarray,
+    first_plane: int,
 ) -> None:
     one = np.float32(1)
-    side, _, half_side, num_channels = sums.shape
+    num_planes, side, half_side, num_channels = sums.shape
     origin = side // 2
     num_volumes = first.shape[1]
     flat = sums.reshape(-1)  # two neighbours along x lie side by side
@@ -269,6 +287,10 @@ def _insert_moments_loop(
             weight = weights[image, point]
             if x < 0:
                 x, y, z, imag = -x, -y, -z, -imag
+            floor_z = np.floor(z)
+            at_z = int(floor_z) + origin - first_plane
+            if at_z < -1 or at_z >= num_planes:
+                continue
             for volume in range(num_volumes):
                 row[volume] = real * first[image, volume]
                 row[num_volumes + volume] = imag * first[image, volume]
@@ -276,11 +298,11 @@ def _insert_moments_loop(
                 row[2 * num_volumes + pair] = weight * second[image, pair]
             at_x = int(x)
             floor_y = np.floor(y)
-            floor_z = np.floor(z)
             at_y = int(floor_y) + origin
-            at_z = int(floor_z) + origin
             above_x = x - np.float32(at_x)
             for above_z in range(2):
+                if at_z + above_z < 0 or at_z + above_z >= num_planes:
+                    continue
                 near_z = z - floor_z if above_z else one - (z - floor_z)
                 for above_y in range(2):
                     near_y = y - floor_y if above_y else one - (y - floor_y)
@@ -295,20 +317,23 @@ def _insert_moments_loop(
 
 
 def insert_moments_with_torch(
-    sums: Float[Tensor, "S S H K"],
+    sums: Float[Tensor, "planes S H K"],
     values: Complex[Tensor, "B P"],
     weights: Float[Tensor, "B P"],
     first: Float[Tensor, "B C"],
     second: Float[Tensor, "B Q"],
     k: Int[Tensor, "P 2"],
     rotation: Float[Tensor, "B 3 3"],
+    first_plane: int = 0,
 ) -> None:
     """Do what `insert_moments` does with torch's operations alone, on any device."""
     at_once = max(_MOST_NUMBERS // (values.shape[1] * sums.shape[-1]), 1)
     if len(values) > at_once:
         for start in range(0, len(values), at_once):
             rows = slice(start, start + at_once)
-            insert_moments_with_torch(sums, values[rows], weights[rows], first[rows], second[rows], k, rotation[rows])
+            insert_moments_with_torch(
+                sums, values[rows], weights[rows], first[rows], second[rows], k, rotation[rows], first_plane
+            )
         return
     where, mirrored = _points(k, rotation)
     imag = torch.where(mirrored, -values.imag, values.imag)
@@ -321,8 +346,12 @@ def insert_moments_with_torch(
         dim=-1,
     )
     flat = sums.view(-1, sums.shape[-1])
-    for index, share in _neighbours(where, sums.shape):
-        flat.index_add_(0, index.flatten(), (share[..., None] * rows).flatten(0, 1))
+    _, side, half_side, _ = sums.shape
+    for index, share in _neighbours(where, (side, side, half_side)):
+        in_slab = index - first_plane * side * half_side
+        inside = (in_slab >= 0) & (in_slab < len(flat))
+        few = (share * inside)[..., None] * rows
+        flat.index_add_(0, in_slab.clamp(0, len(flat) - 1).flatten(), few.flatten(0, 1))
 
 
 def _points(
@@ -337,7 +366,7 @@ def _points(
 
 
 def _neighbours(
-    where: Float[Tensor, "B P 3"], shape: torch.Size
+    where: Float[Tensor, "B P 3"], shape: Sequence[int]
 ) -> Iterator[tuple[Int[Tensor, "B P"], Float[Tensor, "B P"]]]:
     """Yield flat index and trilinear share of the eight lattice points around every point."""
     corner = where.floor()
@@ -348,13 +377,18 @@ def _neighbours(
         yield ((z + shape[0] // 2) * shape[1] + y + shape[1] // 2) * shape[2] + x, share
 
 
-def complete_plane(sums: Float[Tensor, "S S H K"], num_volumes: int = 1) -> Float[Tensor, "S S H K"]:
-    """Add to the plane k_x = 0 its mirror image, which `insert` and `insert_moments` leave out."""
-    complete = sums.clone()
+def complete_plane(sums: Float[Tensor, "S S H K"], num_volumes: int = 1) -> Float[Tensor, "S S K"]:
+    """Plane k_x = 0 with its mirror image, which `insert` and `insert_moments` leave out."""
     sign = torch.ones(sums.shape[-1], dtype=sums.dtype, device=sums.device)
     sign[num_volumes : 2 * num_volumes] = -1  # the imaginary parts
-    complete[:, :, 0] += sums[:, :, 0].flip(0, 1) * sign
-    return complete
+    return sums[:, :, 0] + sums[:, :, 0].flip(0, 1) * sign
+
+
+def complete(sums: Float[Tensor, "S S H K"]) -> Float[Tensor, "S S H K"]:
+    """Put the whole plane k_x = 0 into sums of `insert`."""
+    whole = sums.clone()
+    whole[:, :, 0] = complete_plane(sums)
+    return whole
 
 
 def to_hartley_lattice(

@@ -110,7 +110,13 @@ class Trainer:
         if start is not None:
             self.model.start_from(start.subspace, int(start.radius))
         bf16, reason = uses_bf16(config.training.precision, worker.device)
-        self.step = Step(self.model, config.training, bf16=bf16, world_size=worker.world_size)
+        self.step = Step(
+            self.model,
+            config.training,
+            bf16=bf16,
+            world_size=worker.world_size,
+            compress_gradients=config.resources.compress_gradients,
+        )
         load_state(run.checkpoints, self.model, self.step.optimizer)
         if worker.rank == 0:
             logger.info("device %s, precision %s (%s)", worker.device, "bf16" if bf16 else "fp32", reason)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from drgn_ray.config import TrainingConfig
@@ -29,16 +31,26 @@ class Step:
         Run in bfloat16 what autocast takes to it.
     world_size
         Data-parallel workers, of which this process is one.
+    compress_gradients
+        Send gradients to the other workers in bfloat16.
     """
 
-    def __init__(self, model: Model, training: TrainingConfig, *, bf16: bool, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        model: Model,
+        training: TrainingConfig,
+        *,
+        bf16: bool,
+        world_size: int = 1,
+        compress_gradients: bool = False,
+    ) -> None:
         self.model, self.bf16 = model, bf16
         self.device = model.observer.k.device
         self.points_share = training.points_share
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
-        self.parallel = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
+        self.parallel = model if world_size == 1 else _shared(model, compress_gradients=compress_gradients)
 
     def __call__(self, batch: Mapping[str, Tensor], lr: float, radius: int | None = None) -> ElboTerms:
         """Take a step; means over the batch, on the device, which is not waited for.
@@ -87,6 +99,17 @@ class Step:
         if last or not isinstance(self.parallel, DistributedDataParallel):
             return nullcontext()
         return self.parallel.no_sync()
+
+
+def _shared(model: Model, *, compress_gradients: bool) -> DistributedDataParallel:
+    """Let the backward pass average gradients over the workers; buffers are the same in all of them anyway."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the argument's next name is not in older versions of torch
+        shared = DistributedDataParallel(model, broadcast_buffers=False)
+    if compress_gradients:
+        # The hook itself would be refused without NCCL, though Gloo adds up bfloat16 as well.
+        shared.register_comm_hook(None, lambda state, bucket: default_hooks.bf16_compress_hook(state, bucket))
+    return shared
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from drgn_ray.models.em import (
 from drgn_ray.particles.loader import refuse_not_finite, stream_rows
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.backproject import balance
-from drgn_ray.physics.gridding import complete_plane, empty_moment_sums, insert_moments
+from drgn_ray.physics.gridding import empty_moment_sums, insert_moments, lattice_side
 from drgn_ray.physics.observation import Observation, Observer
 
 BATCH_SIZE = 256
@@ -102,7 +103,7 @@ class Sums(NamedTuple):
     Attributes
     ----------
     moments
-        See `gridding.insert_moments`.
+        See `gridding.insert_moments`; or a slab of them.
     first, second
         The posteriors' means and second moments.
     noise, points
@@ -127,15 +128,31 @@ class Sums(NamedTuple):
 
 
 def added(parts: Iterable[Sums]) -> Sums:
-    """Add up what several passes give."""
+    """Add up what several passes give; the first part's moments become the sum's, where they can be written to."""
     parts = iter(parts)
-    first = next(parts)
-    total = first._replace(moments=first.moments.copy())  # what comes from Ray cannot be written to
+    total = next(parts)
+    if not total.moments.flags.writeable:  # what comes from Ray is not
+        total = total._replace(moments=total.moments.copy())
     for part in parts:
         np.add(total.moments, part.moments, out=total.moments)
         others = (mine + its for mine, its in zip(total[2:], part[2:], strict=True))
         total = Sums(total.num_images + part.num_images, total.moments, *others)
     return total
+
+
+def stacked(slabs: Iterable[Sums], side: int) -> Sums:
+    """Put slabs of the same images' sums together, which are `side` planes."""
+    slabs = iter(slabs)
+    whole = next(slabs)
+    if len(whole.moments) == side:
+        return whole
+    moments = np.empty((side, *whole.moments.shape[1:]), whole.moments.dtype)
+    filled = 0
+    for slab in chain([whole], slabs):
+        moments[filled : filled + len(slab.moments)] = slab.moments
+        filled += len(slab.moments)
+    assert filled == side, "slabs of a lattice are all its planes"
+    return whole._replace(moments=moments)
 
 
 def fitted(total: Sums, mean_squared_ctf: Tensor, least_power: float = LEAST_POWER) -> Subspace:
@@ -152,8 +169,7 @@ def solved(total: Sums, mean_squared_ctf: Tensor, least_power: float) -> Subspac
     noise = torch.from_numpy(total.noise / np.maximum(total.points, 1))
     noise[0] = noise[1]  # slices do not go through the origin
     weight = balance(torch.arange(len(noise)).float().clamp_min(0.5), mean_squared_ctf).double()
-    moments = complete_plane(torch.from_numpy(total.moments), num_volumes)
-    volumes = maximise(moments, 1 / (weight * noise), num_volumes, least_power)
+    volumes = maximise(torch.from_numpy(total.moments), 1 / (weight * noise), num_volumes, least_power)
     return Subspace(volumes, noise, 0.0)
 
 
@@ -188,17 +204,18 @@ def expect(images: Prepared, work: Pass, box_size: int) -> Sums:
     if not work.everything:
         mine = mine[~held_out]
     k = torch.from_numpy(images.k.copy())
-    summing = _Summing(k, work, search_box(box_size, work.insert_radius), device, images.number)
+    size = search_box(box_size, work.insert_radius)
+    summing = _Summing(k, work, size, range(lattice_side(size)), device, images.number)
     for rows in _in_batches(mine, images.particle):
         summing.add(_observation(images, rows), torch.from_numpy(images.particle[rows]).to(device))
     return summing.sums()
 
 
-def accumulate(store_path: str, chunks: Sequence[int], work: Pass) -> Sums:
-    """Posteriors of the images of some chunks, and the sums of all their shells."""
+def accumulate(store_path: str, chunks: Sequence[int], work: Pass, slab: range) -> Sums:
+    """Posteriors of the images of some chunks, and sums over all shells in a slab (planes of the lattice along z)."""
     store, device = ParticleStore(store_path), _device()
     observer = observer_of(store).to(device)
-    summing = _Summing(observer.k, work, store.info.box_size, device, chunks[0])
+    summing = _Summing(observer.k, work, store.info.box_size, slab, device, chunks[0])
     for batch in _batches(store, chunks, device):
         summing.add(observer(batch), batch["particle"])
     return summing.sums()
@@ -276,7 +293,7 @@ def _held_out_batches(
 class _Summing:
     """Sums of a pass, image by image."""
 
-    def __init__(self, k: Tensor, work: Pass, box_size: int, device: torch.device, number: int) -> None:
+    def __init__(self, k: Tensor, work: Pass, box_size: int, slab: range, device: torch.device, number: int) -> None:
         self.work, self.device = work, device
         self.points = _within(k, work.insert_radius).to(device)
         self.k = k.to(device)[self.points]
@@ -285,7 +302,8 @@ class _Summing:
         self.balance = balance(radius, work.mean_squared_ctf.to(device))
         self.shells = shells_of(self.k)
         num_volumes = work.num_volumes
-        self.moments = empty_moment_sums(box_size, num_volumes, device)
+        self.slab = slab
+        self.moments = empty_moment_sums(box_size, num_volumes, device, len(slab))
         self.first = torch.zeros(num_volumes, dtype=torch.float64, device=device)
         self.second = torch.zeros(num_volumes, num_volumes, dtype=torch.float64, device=device)
         self.noise = torch.zeros(work.insert_radius + 1, dtype=torch.float64, device=device)
@@ -319,6 +337,7 @@ class _Summing:
             pairs(second),
             self.k,
             seen.rotation,
+            self.slab.start,
         )
 
     def _drawn(self, num_images: int) -> Posterior:

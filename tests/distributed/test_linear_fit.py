@@ -121,9 +121,19 @@ def test_a_straight_curved_model_is_left_on_a_homogeneous_set(folder: Path) -> N
 def test_sums_that_do_not_fit_into_memory_are_refused_before_they_are_made(composition: ParticleStore) -> None:
     work = Pass(None, 5_000, 8, 32, mean_squared_ctf(composition))
     with pytest.raises(
-        ResourceError, match=r"^5001 volumes of \d+ px: their sums take \d+\.\d GB, and this machine has"
+        ResourceError, match=r"^5001 volumes of \d+ px: to fit them takes \d+\.\d GB, and this machine has"
     ):
         _summed(composition, chunks(composition), work, 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sums_made_slab_by_slab_are_the_same(composition: ParticleStore, num_workers: int) -> None:
+    work = Pass(None, 2, 8, BOX // 2, mean_squared_ctf(composition))
+    whole = _summed(composition, chunks(composition), work, num_workers)
+    slabs = _summed(composition, chunks(composition), work, num_workers, slab_bytes=whole.moments.nbytes // 4)
+    assert slabs.num_images == whole.num_images == COUNT
+    for ours, expected in zip(slabs[1:], whole[1:], strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_preset_bends_the_volumes_of_an_arm_that_turns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

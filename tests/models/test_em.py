@@ -23,7 +23,7 @@ from drgn_ray.models.em import (
 )
 from drgn_ray.physics.backproject import balance
 from drgn_ray.physics.fourier import in_solvent
-from drgn_ray.physics.gridding import complete_plane, empty_moment_sums, insert_moments
+from drgn_ray.physics.gridding import empty_moment_sums, insert_moments
 from drgn_ray.physics.lattice import half_disc
 from drgn_ray.physics.observation import Observation
 
@@ -107,7 +107,7 @@ def test_the_volumes_come_back_from_images_whose_latents_are_known(subspace: Sub
     second = pairs(c[:, :, None] * c[:, None, :])
     weighted = seen.ctf * balance(torch.linalg.vector_norm(POINTS.k.float(), dim=1), None)
     insert_moments(sums, seen.coefficients * weighted, seen.ctf * weighted, c, second, POINTS.k, seen.rotation)
-    found = maximise(complete_plane(sums, NUM_VOLUMES), torch.full((SIZE // 2 + 1,), 1e4), NUM_VOLUMES)
+    found = maximise(sums, torch.full((SIZE // 2 + 1,), 1e4), NUM_VOLUMES)
     for ours, truth in zip(found, subspace.volumes, strict=True):
         assert torch.cosine_similarity(ours.flatten(), truth.flatten(), dim=0) > 0.985
         assert (ours.norm() / truth.norm()).item() == pytest.approx(1, abs=0.07)  # of interpolation in a full box
@@ -124,7 +124,6 @@ def test_components_of_noise_alone_shrink_and_a_strong_consensus_does_not() -> N
     noisy = clean + torch.randn(clean.shape, dtype=torch.complex64, generator=generator)
     sums = empty_moment_sums(SIZE, NUM_VOLUMES)
     insert_moments(sums, noisy, ctf, c, pairs(c[:, :, None] * c[:, None, :]), POINTS.k, blank.rotation)
-    sums = complete_plane(sums, NUM_VOLUMES)
     shrunk, kept = (maximise(sums, flat, NUM_VOLUMES, least) for least in (0.0, LEAST_POWER))
     as_they_are = maximise(sums, 1e6 * flat, NUM_VOLUMES)
     assert shrunk[1:].norm() < 0.8 * as_they_are[1:].norm()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from drgn_ray.physics.gridding import (
     Kernel,
-    complete_plane,
+    complete,
     empty_moment_sums,
     empty_sums,
     insert,
@@ -51,8 +53,8 @@ def inserted(values: Tensor, weights: Tensor, rotation: Tensor, kernel: Kernel =
 
 def whole_space(sums: Tensor) -> Tensor:
     """What the half-space says of all of it: every sum, and those with k_x > 0 once more for -k."""
-    complete = complete_plane(sums)
-    return complete[:, :, 0].sum(dim=(0, 1)) + 2 * complete[:, :, 1:].sum(dim=(0, 1, 2))
+    whole = complete(sums)
+    return whole[:, :, 0].sum(dim=(0, 1)) + 2 * whole[:, :, 1:].sum(dim=(0, 1, 2))
 
 
 def at(sums: Tensor, x: int, y: int, z: int) -> Tensor:
@@ -116,7 +118,7 @@ def test_both_programs_agree_on_points_that_fall_on_the_lattice(
     insert_with_torch(sums, values[:1], weights[:1], POINTS.k, thirds[None], kernel)
     compiled = inserted(values[:1], weights[:1], thirds[None], kernel)
     # Completed, since a point with k_x = 0 may as well be added as its mirror image.
-    assert torch.allclose(complete_plane(compiled), complete_plane(sums), atol=1e-4)
+    assert torch.allclose(complete(compiled), complete(sums), atol=1e-4)
 
 
 def test_a_slice_and_its_conjugate_turned_by_half_a_turn_are_the_same(
@@ -124,13 +126,13 @@ def test_a_slice_and_its_conjugate_turned_by_half_a_turn_are_the_same(
 ) -> None:
     """F(-k) = conj F(k), whichever of the two is inserted."""
     half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
-    here = complete_plane(inserted(values, weights, rotation))
-    there = complete_plane(inserted(values.conj().resolve_conj(), weights, half_turn @ rotation))
+    here = complete(inserted(values, weights, rotation))
+    there = complete(inserted(values.conj().resolve_conj(), weights, half_turn @ rotation))
     assert torch.allclose(here, there, atol=1e-4)
 
 
 def test_the_completed_plane_is_hermitian(values: Tensor, weights: Tensor, rotation: Tensor) -> None:
-    plane = complete_plane(inserted(values, weights, rotation))[:, :, 0]
+    plane = complete(inserted(values, weights, rotation))[:, :, 0]
     mirrored = plane.flip(0, 1)
     assert torch.allclose(plane, mirrored * torch.tensor([1.0, -1.0, 1.0]), atol=1e-5)
 
@@ -138,7 +140,7 @@ def test_the_completed_plane_is_hermitian(values: Tensor, weights: Tensor, rotat
 def test_the_lattice_holds_real_minus_imaginary_part_at_k_and_their_sum_at_minus_k(
     values: Tensor, weights: Tensor, rotation: Tensor
 ) -> None:
-    sums = complete_plane(inserted(values, weights, rotation))
+    sums = complete(inserted(values, weights, rotation))
     lattice = to_hartley_lattice(sums[..., 0], sums[..., 1])
     centre = SIZE // 2
     assert lattice.shape == (SIZE + 1,) * 3
@@ -152,7 +154,7 @@ def test_the_lattice_holds_real_minus_imaginary_part_at_k_and_their_sum_at_minus
 def volumes() -> Tensor:
     """Three volumes on the lattice, Hermitian in the plane k_x = 0 as those of real volumes are."""
     numbers = torch.randn(3, *empty_sums(SIZE).shape, generator=torch.Generator().manual_seed(3))
-    lattices = [torch.complex(*complete_plane(each)[..., :2].unbind(-1)) for each in numbers]
+    lattices = [torch.complex(*complete(each)[..., :2].unbind(-1)) for each in numbers]
     return torch.stack(lattices, dim=-1)
 
 
@@ -198,6 +200,20 @@ def test_moments_are_the_sums_of_every_volume_with_its_coefficients(
     for pair in range(3):
         alone = inserted(values, weights * second[:, pair, None], rotation)
         assert torch.allclose(moments[..., 4 + pair], alone[..., 2], atol=1e-4)
+
+
+@pytest.mark.parametrize("inserting", [insert_moments, insert_moments_with_torch])
+def test_slabs_of_moments_are_planes_of_the_whole(
+    inserting: Callable[..., None], values: Tensor, weights: Tensor, rotation: Tensor
+) -> None:
+    first = torch.randn(COUNT, 2, generator=torch.Generator().manual_seed(4))
+    second = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(5))
+    whole = empty_moment_sums(SIZE, 2)
+    inserting(whole, values, weights, first, second, POINTS.k, rotation)
+    for start, stop in ((0, 5), (5, 6), (6, len(whole))):
+        slab = empty_moment_sums(SIZE, 2, num_planes=stop - start)
+        inserting(slab, values, weights, first, second, POINTS.k, rotation, start)
+        assert torch.allclose(slab, whole[start:stop], atol=1e-5)
 
 
 def test_slices_are_as_exact_under_autocast(volumes: Tensor, rotation: Tensor) -> None:
