@@ -7,6 +7,9 @@ Ours needs torch and what the models import (no Ray, no store): batches are nois
 and on few, whose difference is the work.  On a CPU both run in one thread and the unit is the core-second, which other
 work on the machine changes least; on a GPU it is the second.  Both take turns, and medians of the turns count.
 The share of the peak is of a matrix product of the same precision, measured in the same process.
+
+`--plain` takes the path that autograd finds gradients of, where ours is another (`drgn_ray/models/one_pass.py`), and
+`--profile` prints, in place of the table, the operators that take most of a step's time.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -39,6 +44,7 @@ from benchmarks.common import (
 )
 from drgn_ray.config import ModelConfig, TrainingConfig
 from drgn_ray.models import build_model
+from drgn_ray.models.decoder import Decoder
 from drgn_ray.models.model import Model
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.step import Step
@@ -46,7 +52,8 @@ from drgn_ray.training.step import Step
 ARCHITECTURES = ("128x3", "256x3", "512x3", "1024x3", "1024x10")
 SIZES = (128, 256, 360)
 ZDIM = 8
-WARM_UP = 2  # steps
+WARM_UP, PROFILED = 2, 3  # steps
+MOST_OPERATORS = 10
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 TABLE_IMAGES = 100_000  # of the paper's table
 
@@ -56,6 +63,12 @@ def main() -> int:
     arguments = _parse()
     if arguments.one:
         print(json.dumps(measure(**json.loads(arguments.one))))
+        return 0
+    if arguments.profile:
+        for size, architecture in product(arguments.sizes, arguments.architectures):
+            found = _in_a_process(_one(arguments, architecture, size) | {"profile": True})["operators"]
+            rows = [[f"`{name}`", f"{share:.1%}", str(count)] for name, share, count in found]
+            print(f"\n{architecture}, D = {size}\n\n{markdown_table(['operator', 'share', 'calls a step'], rows)}")
         return 0
     rows = []
     for size in arguments.sizes:
@@ -76,6 +89,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64 if torch.cuda.is_available() else 8)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--plain", action="store_true", help="gradients by autograd")
+    parser.add_argument("--profile", action="store_true", help="print the operators that take most time")
     parser.add_argument("--seconds", type=float, default=10.0, help="of every measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cryodrgn", help="the python of an environment with cryoDRGN")
@@ -86,16 +101,7 @@ def _parse() -> argparse.Namespace:
 
 def _row(arguments: argparse.Namespace, architecture: str, size: int) -> dict[str, Any]:
     """Measure one architecture at one size, ours and theirs by turns."""
-    width, layers = map(int, architecture.split("x"))
-    one = {
-        "width": width,
-        "layers": layers,
-        "size": size,
-        "batch_size": arguments.batch_size,
-        "precision": arguments.precision,
-        "compiled": arguments.compile,
-        "seconds": arguments.seconds,
-    }
+    one = _one(arguments, architecture, size)
     ours: list[dict[str, Any]] = []
     theirs: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +109,7 @@ def _row(arguments: argparse.Namespace, architecture: str, size: int) -> dict[st
             ours.append(_in_a_process(one))
             if arguments.cryodrgn:
                 images = max(int(ours[0]["images_per_second"] * arguments.seconds / 2), 4 * arguments.batch_size)
-                theirs.append(_cryodrgn(arguments, width, layers, size, images, Path(folder)))
+                theirs.append(_cryodrgn(arguments, one, images, Path(folder)))
     row = {"architecture": architecture, **one, **ours[0]}
     row["images_per_second"] = median(each["images_per_second"] for each in ours)
     row["peak_gib"] = max(each["peak_gib"] for each in ours)
@@ -114,6 +120,21 @@ def _row(arguments: argparse.Namespace, architecture: str, size: int) -> dict[st
     return row
 
 
+def _one(arguments: argparse.Namespace, architecture: str, size: int) -> dict[str, Any]:
+    """Arguments of `measure`."""
+    width, layers = map(int, architecture.split("x"))
+    return {
+        "width": width,
+        "layers": layers,
+        "size": size,
+        "batch_size": arguments.batch_size,
+        "precision": arguments.precision,
+        "compiled": arguments.compile,
+        "plain": arguments.plain,
+        "seconds": arguments.seconds,
+    }
+
+
 def _in_a_process(one: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.train_table", "--one", json.dumps(one)]
     within = environment(**({} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"}))
@@ -122,16 +143,29 @@ def _in_a_process(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(
-    *, width: int, layers: int, size: int, batch_size: int, precision: str, compiled: bool, seconds: float
+    *,
+    width: int,
+    layers: int,
+    size: int,
+    batch_size: int,
+    precision: str,
+    compiled: bool,
+    plain: bool,
+    seconds: float,
+    profile: bool = False,
 ) -> dict[str, Any]:
-    """Time our steps: images a (core-)second, share of the peak, peak memory in GiB."""
+    """Time our steps: images a (core-)second, share of the peak, peak memory in GiB; or profile them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16, _ = uses_bf16(precision, device)
     settings = ModelConfig(zdim=ZDIM, enc_dim=width, enc_layers=layers, dec_dim=width, dec_layers=layers)
     built = build_model(settings, box_size=size, data_sign=-1, hartley_std=1.0, ctf=True, damping=False).to(device)
+    if plain:
+        built.decoder.misfit = MethodType(Decoder.misfit, built.decoder)
     model: Model = torch.compile(built) if compiled else built  # type: ignore[assignment]
     step = Step(model, TrainingConfig(), bf16=bf16)
     batch = noise(batch_size, size, device)
+    if profile:
+        return {"operators": _operators(lambda: step(batch, 1e-4), device)}
     with FlopCounterMode(display=False) as counter:
         step(batch, 1e-4)
     flops = counter.get_total_flops() / batch_size
@@ -151,6 +185,26 @@ def measure(
         "share_of_peak": rate * flops / peak,
         "peak_gib": memory / 2**30,
     }
+
+
+def _operators(run: Callable[[], object], device: torch.device) -> list[tuple[str, float, int]]:
+    """Name, share of the time, and calls of the operators that take most time in a run."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    for _ in range(WARM_UP):
+        run()
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(PROFILED):
+            run()
+        _wait_for(device)
+    times = [
+        (each.key, each.self_device_time_total if device.type == "cuda" else each.self_cpu_time_total, each.count)
+        for each in profiler.key_averages()
+    ]
+    total = sum(time for _, time, _ in times)
+    most = sorted(times, key=lambda each: -each[1])[:MOST_OPERATORS]
+    return [(name, time / total, count // PROFILED) for name, time, count in most]
 
 
 def noise(count: int, size: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -193,11 +247,9 @@ def _peak(dtype: torch.dtype, device: torch.device) -> float:
     return count * 2 * side**3 / spent
 
 
-def _cryodrgn(
-    arguments: argparse.Namespace, width: int, layers: int, size: int, num_images: int, folder: Path
-) -> tuple[float, float]:
+def _cryodrgn(arguments: argparse.Namespace, one: dict[str, Any], num_images: int, folder: Path) -> tuple[float, float]:
     """Images a (core-)second of their command, and its peak memory in GiB."""
-    few = 2 * arguments.batch_size
+    few, size = 2 * arguments.batch_size, one["size"]
     spent = []
     peak = 0.0
     for count in (few, few + num_images):
@@ -208,7 +260,7 @@ def _cryodrgn(
         words = [arguments.cryodrgn, "-c", start, "train_vae", "stack.mrcs", "--poses", "pose.pkl", "--ctf", "ctf.pkl"]
         words += ["--zdim", str(ZDIM), "-n", "1", "-b", str(arguments.batch_size), "-o", "out", "--no-analysis"]
         for network in ("enc", "dec"):
-            words += [f"--{network}-dim", str(width), f"--{network}-layers", str(layers)]
+            words += [f"--{network}-dim", str(one["width"]), f"--{network}-layers", str(one["layers"])]
         within = environment_of_others()
         if not torch.cuda.is_available():
             within = {**within, "OMP_NUM_THREADS": "1"}
