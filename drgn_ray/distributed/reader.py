@@ -11,16 +11,14 @@ from functools import lru_cache
 
 import numpy as np
 import ray
-import torch
 from ray.data import DataIterator
 from ray.data.block import Block as ArrowBlock
 from ray.data.block import BlockAccessor, BlockMetadata
-from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 from torch import Tensor
 
-from drgn_ray.particles.loader import read_block
+from drgn_ray.particles.loader import Rows, read_block, rebatch
 from drgn_ray.particles.order import Block, ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 
@@ -91,12 +89,14 @@ def slice_dataset(store: ParticleStore, order: ParticleOrder, first_slice: int) 
 
 def stream_batches(shard: DataIterator, slice_index: int, batch_size: int) -> Iterator[Mapping[str, Tensor]]:
     """Yield the worker's batches of a slice; the last may be short, on all workers alike."""
-    for batch in shard.iter_torch_batches(batch_size=batch_size, prefetch_batches=2, collate_fn=_ToTensors()):
-        slices = batch.pop(SLICE_COLUMN)
-        assert (slices == slice_index).all(), f"Ray Data gave slice {slices.unique().tolist()} instead of {slice_index}"
-        yield batch
+    return rebatch(_blocks(shard, slice_index), batch_size)
 
 
-class _ToTensors(NumpyBatchCollateFn):
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}  # Ray's are read-only
+def _blocks(shard: DataIterator, slice_index: int) -> Iterator[Rows]:
+    """Blocks as Ray read them: it cuts batches at several times the cost."""
+    whole = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)  # type: ignore[arg-type]
+    for block in whole:
+        rows = {str(name): np.array(values) for name, values in block.items()}  # Ray's are read-only
+        slices = rows.pop(SLICE_COLUMN)
+        assert (slices == slice_index).all(), f"Ray Data gave slice {np.unique(slices)} instead of {slice_index}"
+        yield rows

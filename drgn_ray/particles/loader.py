@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from drgn_ray.particles.order import Block, ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 
 Rows = dict[str, Shaped[np.ndarray, "n *row"]]
+T = TypeVar("T")
 
 
 def read_block(store: ParticleStore, order: ParticleOrder, block: Block) -> Rows:
@@ -36,7 +37,7 @@ def stream_slice(
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of one slice of training, in order; the last may be short."""
     blocks = order.slice_blocks(slice_index)
-    return rebatch(_read_ahead(store, order, blocks), batch_size)
+    return rebatch(ahead(read_block(store, order, block) for block in blocks), batch_size)
 
 
 def stream_rows(store: ParticleStore, chunks: Iterable[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -48,26 +49,30 @@ def rebatch(parts: Iterable[Rows], batch_size: int) -> Iterator[dict[str, Tensor
     """Cut a sequence of rows into batches; nothing is dropped."""
     rest: Rows | None = None
     for part in parts:
-        rows = part if rest is None else {name: np.concatenate([rest[name], part[name]]) for name in part}
-        count = len(rows["images"])
-        whole = count - count % batch_size
-        for start in range(0, whole, batch_size):
-            yield to_batch({name: values[start : start + batch_size] for name, values in rows.items()})
-        rest = {name: values[whole:] for name, values in rows.items()} if whole < count else None
+        start = 0
+        if rest is not None:
+            start = batch_size - len(rest["images"])
+            rest = {name: np.concatenate([rest[name], part[name][:start]]) for name in part}
+            if len(rest["images"]) < batch_size:
+                continue
+            yield to_batch(rest)
+        count = len(part["images"])
+        for at in range(start, count - batch_size + 1, batch_size):
+            yield to_batch({name: values[at : at + batch_size] for name, values in part.items()})
+        whole = start + max(count - start, 0) // batch_size * batch_size
+        rest = {name: values[whole:] for name, values in part.items()} if whole < count else None
     if rest is not None:
         yield to_batch(rest)
 
 
-def _read_ahead(store: ParticleStore, order: ParticleOrder, blocks: list[Block]) -> Iterator[Rows]:
-    """Read the next block while the last one is in use."""
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Make the next item in a thread while the last one is in use."""
+    end = object()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = (pool.submit(read_block, store, order, block) for block in blocks)
-        waiting = next(ahead, None)
-        for following in chain(ahead, [None]):
-            if waiting is None:
-                return
-            yield waiting.result()
-            waiting = following
+        waiting = pool.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, items, end)
+            yield cast("T", item)
 
 
 def refuse_not_finite(store: ParticleStore, batch: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from drgn_ray.models import build_model
 from drgn_ray.models.elbo import ElboTerms, kl_divergence
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
-from drgn_ray.particles.loader import stream_rows
+from drgn_ray.particles.loader import ahead, stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
@@ -27,7 +27,7 @@ from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.schedule import compared_radius, learning_rate
-from drgn_ray.training.step import Step, autocast, to_device
+from drgn_ray.training.step import Step, autocast, pinned, to_device
 
 logger = logging.getLogger(__name__)
 Batches = Iterable[Mapping[str, Tensor]]
@@ -143,7 +143,7 @@ class Trainer:
         start = time.monotonic()
         window: _Window | None = None
         totals = _Averages(self.worker.device)
-        for batch in self.stream(slice_index):
+        for batch in self._batches(slice_index):
             progress = self.config.training, self.position.images_seen, self.images_per_epoch
             radius = compared_radius(*progress, self.store.info.box_size)
             terms, count = self.step(batch, learning_rate(*progress), radius), len(batch["images"])
@@ -176,6 +176,12 @@ class Trainer:
         if self.worker.rank == 0:
             self.reporter.epoch(self.position.images_seen, metrics, self.model, z)
         return metrics
+
+    def _batches(self, slice_index: int) -> Batches:
+        batches = self.stream(slice_index)
+        if self.worker.device.type == "cpu":
+            return batches
+        return ahead(pinned(batch) for batch in batches)
 
     def _validate(self) -> tuple[dict[str, float], Tensor]:
         self.model.eval()

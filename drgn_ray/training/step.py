@@ -20,6 +20,7 @@ from drgn_ray.physics.observation import DAMPING_COLUMNS, OBSERVED_COLUMNS
 # Points of the half-disc that go through a network at once, in whole images: what fills a GPU but not the memory of a
 # small one (9 GB of activations of a network of 10 layers of 1024); on a CPU `one_pass` cuts them further.
 POINTS_AT_ONCE = {"cpu": 102_400, "cuda": 262_144}
+_LOOKED_AT = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
 
 
 class Step:
@@ -114,8 +115,12 @@ def _shared(model: Model, *, compress_gradients: bool) -> DistributedDataParalle
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Move what a model looks at."""
-    names = (*OBSERVED_COLUMNS, *DAMPING_COLUMNS)
-    return {name: batch[name].to(device, non_blocking=True) for name in names}
+    return {name: batch[name].to(device, non_blocking=True) for name in _LOOKED_AT}
+
+
+def pinned(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put what a model looks at into memory that a GPU copies from while it computes."""
+    return {name: batch[name].pin_memory() for name in _LOOKED_AT}
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

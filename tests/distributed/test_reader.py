@@ -9,7 +9,7 @@ import pytest
 from ray.data.context import DataContext
 
 from drgn_ray.distributed.reader import SLICE_COLUMN, slice_dataset, stream_batches
-from drgn_ray.particles.loader import stream_slice
+from drgn_ray.particles.loader import ahead, stream_slice
 from drgn_ray.particles.order import ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 
@@ -41,6 +41,18 @@ def test_a_worker_that_gets_another_slice_than_it_asked_for_stops(store_path: Pa
     shard = slice_dataset(store, order_of(store), first_slice=0).iterator()
     with pytest.raises(AssertionError, match="gave slice"):
         list(stream_batches(shard, slice_index=1, batch_size=16))
+
+
+def test_a_thread_may_take_the_batches_ahead(store_path: Path, ray_here: None) -> None:
+    store = ParticleStore(store_path)
+    order = order_of(store)
+    shard = slice_dataset(store, order, first_slice=0).iterator()
+    for slice_index in (0, 1):
+        plain = np.concatenate([batch["source_row"].numpy() for batch in stream_slice(store, order, slice_index, 16)])
+        batches = list(ahead(stream_batches(shard, slice_index, batch_size=16)))
+        assert [len(batch["images"]) for batch in batches[:-1]] == [16] * (len(batches) - 1)
+        rows = np.concatenate([batch["source_row"].numpy() for batch in batches])
+        assert np.array_equal(np.sort(rows), np.sort(plain))
 
 
 def test_ray_still_counts_executions_as_the_source_needs_it() -> None:
