@@ -149,9 +149,9 @@ def measure(
     size: int,
     batch_size: int,
     precision: str,
-    compiled: bool,
-    plain: bool,
     seconds: float,
+    compiled: bool = False,
+    plain: bool = False,
     profile: bool = False,
 ) -> dict[str, Any]:
     """Time our steps: images a (core-)second, share of the peak, peak memory in GiB; or profile them."""

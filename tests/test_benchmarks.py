@@ -15,7 +15,7 @@ def test_the_formula_counts_the_operations_and_gradients_of_a_step() -> None:
     settings = ModelConfig(zdim=ZDIM, enc_dim=48, enc_layers=2, dec_dim=48, dec_layers=2)
     model = build_model(settings, box_size=32, data_sign=-1, hartley_std=1.0, ctf=True)
     assert by_formula.parameters == pytest.approx(sum(each.numel() for each in model.parameters()), rel=0.02)
-    one = {"width": 48, "layers": 2, "size": 32, "batch_size": 2, "precision": "fp32", "compiled": False}
+    one = {"width": 48, "layers": 2, "size": 32, "batch_size": 2, "precision": "fp32"}
     measured = measure(**one, seconds=0.1)  # type: ignore[arg-type]
     assert by_formula.flop / 1e9 == pytest.approx(measured["gflop_per_image"], rel=0.02)
     assert 0 < measured["share_of_peak"] < 1
