@@ -194,7 +194,7 @@ def _states(arguments: Arguments, run: RunDirectory | None, store: ParticleStore
     if arguments.clusters is not None:
         return states_of_clusters(run, source_row, arguments.clusters, arguments.ksample)
     if arguments.particles is not None:
-        rows = row_numbers(arguments.particles)
+        rows = row_numbers(arguments.particles, "--particles")
         return states_near_particles(latents_of(run), source_row, rows, arguments.neighbors)
     return [state_near_latent(latents_of(run), source_row, np.array(arguments.z), arguments.neighbors)]
 

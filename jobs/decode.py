@@ -1,22 +1,41 @@
-"""Volumes at chosen particles or latents: vol_000.mrc, vol_001.mrc, ... and z_values.txt.
+"""Volumes at chosen latents: vol_000.mrc, vol_001.mrc, ... and z_values.txt.
+
+Which latents: those of --particles, one -z, those of a --z-file, or those along a way: --path goes from particle to
+particle, along the particles that lie between them or in a straight line (--through line), and --pc along a principal
+component. A way also gets path.csv and path.png: where it goes, and how many particles there are.
 
 drgn-ray decode runs/a --particles 0,17,1204 -o volumes/
 
 drgn-ray decode runs/a -z 0.1 0.2 -o volumes/
 
-drgn-ray decode runs/a --z-file z.txt -o volumes/
+drgn-ray decode runs/a --path 2020,3030,4040 -o movie/
+
+drgn-ray decode runs/a --pc 1 -n 20 --low-pass 8 -o movie.zip
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jobs.cli import exit_with, parse, run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from jaxtyping import Float
+
+    from drgn_ray.particles.store import StoreInfo
+    from drgn_ray.physics.volume import Finish
+    from drgn_ray.training.embed import Latents
+    from drgn_ray.training.run_directory import RunDirectory
+
+WAYS = "--particles", "-z", "--z-file", "--path", "--pc"
+MOST_IN_GRAPH = 50_000  # particles, whose neighbours are found in seconds
 
 
 @dataclass(frozen=True)
@@ -26,15 +45,39 @@ class Arguments:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
-    """Folder for the volumes."""
+    """Folder for the volumes, or a file that ends in .zip."""
     particles: str | None = None
     """Comma-separated 0-based rows of the source table, whose latents are decoded."""
     z: Annotated[tuple[float, ...] | None, tyro.conf.arg(aliases=["-z"])] = None
     """One latent."""
     z_file: str | None = None
     """Text file with one latent a line."""
+    path: str | None = None
+    """Comma-separated 0-based rows of the source table, to go through in this order."""
+    through: Literal["particles", "line"] = "particles"
+    """How --path goes: by the shortest way in steps between neighbouring particles, or straight."""
+    pc: int | None = None
+    """Principal component to go along, from 1; between the 5th and the 95th percentile of the particles."""
+    num_points: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Volumes along --pc (None: 10), or from each particle of a straight --path to the next (None: 6)."""
+    max_neighbors: int = 10
+    """Of a particle, itself among them, in the graph that --path goes along."""
+    avg_neighbors: float = 5.0
+    """Mean number of neighbours in the graph: the longest steps are left out."""
+    crop: int | None = None
+    """Cut out, or pad with zeros to, a cube of this many voxels about the origin."""
+    box_size: Annotated[int | None, tyro.conf.arg(aliases=["-D"])] = None
+    """Resample to this even number of voxels of the same extent."""
+    flip_hand: bool = False
+    """Mirror along z about voxel D/2."""
+    low_pass: float | None = None
+    """Remove what is finer than this, Å, with a soft edge."""
+    mask: str | None = None
+    """Map to multiply by, on the grid that --crop and -D lead to."""
+    num_workers: Annotated[int | None, tyro.conf.arg(aliases=["--workers"])] = None
+    """Tasks at a time; None: as many as a cluster has CPUs; 0: in this process, without Ray."""
     overwrite: bool = False
-    """Replace the volumes that are in the folder already."""
+    """Replace the volumes that are there already."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,64 +87,199 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _decode(arguments: Arguments) -> None:
-    import numpy as np
-    import torch
+    from pathlib import Path
 
-    from drgn_ray.analysis.volumes import decode_to_folder
+    import numpy as np
+
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore
-    from drgn_ray.training.embed import trained_model, trained_zdim
+    from drgn_ray.training.embed import trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
 
     run = RunDirectory(arguments.run)
     config = run.config()
     store = ParticleStore(config.particles)
-    if zdim := trained_zdim(run, config, store):
-        z = _latents(arguments, run, zdim)
-    elif (arguments.particles, arguments.z, arguments.z_file) != (None, None, None):
-        raise ConfigError("--particles, -z, --z-file", f"{run.path} has one volume and no latents", "leave them out")
-    else:
-        z = np.zeros((1, 0))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = sorted(Path(arguments.output).glob("vol_*.mrc"))
-    if there and not arguments.overwrite:
-        raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
+    finish = _finish(arguments, store.info)
+    chosen = dict(
+        zip(WAYS, (arguments.particles, arguments.z, arguments.z_file, arguments.path, arguments.pc), strict=True)
+    )
+    given = [flag for flag, value in chosen.items() if value is not None]
+    zdim = trained_zdim(run, config, store)
+    if not zdim and given:
+        raise ConfigError(", ".join(given), f"{run.path} has one volume and no latents", "leave them out")
+    if zdim and len(given) != 1:
+        found = "it is not said which volumes" if not given else "both say which volumes"
+        raise ConfigError(", ".join(given or WAYS), found, "pass one of them")
+    output = Path(arguments.output)
+    _check_free(output, overwrite=arguments.overwrite)
+    z = _latents(arguments, run, zdim) if zdim else np.zeros((1, 0))
     with job_frame(arguments.output) as frame:
-        decode_to_folder(trained_model(run, config, store, device), z, store.info, Path(arguments.output))
-        for stale in there[len(z) :]:
+        is_way = arguments.path is not None or arguments.pc is not None
+        _write(arguments, run, z, finish, output, is_way=is_way)
+        size, apix = finish.side(store.info.box_size), finish.apix(store.info.box_size, store.info.apix)
+        frame.result(f"{len(z)} volumes of {size} px, {apix:.4g} Å/px")
+        if is_way:
+            frame.result("where the way goes: path.csv, path.png")
+
+
+def _check_free(output: Path, *, overwrite: bool) -> None:
+    from drgn_ray.errors import ConfigError
+    from jobs.frame import check_folder
+
+    is_file = output.suffix == ".zip"
+    there = [output] if is_file and output.exists() else [] if is_file else sorted(output.glob("vol_*.mrc"))
+    if there and not overwrite:
+        raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
+    check_folder(str(output.parent if is_file else output))
+
+
+def _write(
+    arguments: Arguments, run: RunDirectory, z: Float[np.ndarray, "n Z"], finish: Finish, output: Path, *, is_way: bool
+) -> None:
+    """Write the volumes, and put them in place when all of them are there."""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    from drgn_ray.distributed.decode import decode_folders
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
+        folder = Path(place, output.stem)
+        decode_folders(run, {folder: z}, finish, arguments.num_workers)
+        if is_way:
+            _describe_way(run, z, folder)
+        if output.suffix == ".zip":
+            Path(shutil.make_archive(str(Path(place, "made")), "zip", place, output.stem)).replace(output)
+            return
+        output.mkdir(exist_ok=True)
+        for stale in output.glob("vol_*.mrc"):
             stale.unlink()
-        frame.result(f"{len(z)} volumes of {store.info.box_size} px, {store.info.apix:.4g} Å/px")
+        for file in folder.iterdir():
+            file.replace(output / file.name)
 
 
-def _latents(arguments: Arguments, run, zdim: int):
-    """Find the latents asked for, (n, zdim)."""
+def _describe_way(run: RunDirectory, z: Float[np.ndarray, "n Z"], folder: Path) -> None:
+    import numpy as np
+    import pandas as pd
+    from sklearn.neighbors import NearestNeighbors
+
+    from drgn_ray.analysis.figures import path_figure
+    from drgn_ray.analysis.latent_space import principal_components
+    from drgn_ray.analysis.paths import log_density
+    from drgn_ray.training.embed import latents_of
+
+    latents = latents_of(run)
+    steps = np.linalg.norm(np.diff(z, axis=0, prepend=z[:1]), axis=1)
+    density = log_density(latents.z, z)
+    table = {"volume": np.arange(len(z)), "distance": steps.cumsum(), "log_density": density - density.max()}
+    nearest = NearestNeighbors(n_neighbors=1).fit(latents.z).kneighbors(z, return_distance=False)[:, 0]
+    table["nearest_source_row"] = latents.source_row[nearest]
+    table |= {f"z{number}": column for number, column in enumerate(z.T)}
+    pd.DataFrame(table).to_csv(folder / "path.csv", index=False)
+    pca = principal_components(latents.z)
+    path_figure(pca, pca.projected(z), table["distance"], table["log_density"]).savefig(folder / "path.png", dpi=150)
+
+
+def _finish(arguments: Arguments, info: StoreInfo) -> Finish:
+    from drgn_ray.analysis.volumes import read_mrc
+    from drgn_ray.errors import ConfigError
+    from drgn_ray.physics.volume import Finish
+
+    for flag, value in (("--crop", arguments.crop), ("-D", arguments.box_size)):
+        if value is not None and (value < 2 or value % 2):
+            raise ConfigError(f"{flag} {value}", "it is no even number above 0", "pass one")
+    if arguments.low_pass is not None and not arguments.low_pass > 0:
+        raise ConfigError(f"--low-pass {arguments.low_pass:g}", "it is not above 0", "pass a resolution in Å")
+    finish = Finish(arguments.crop, arguments.box_size, arguments.flip_hand, arguments.low_pass)
+    if arguments.mask is None:
+        return finish
+    mask, side = read_mrc(arguments.mask).data, finish.side(info.box_size)
+    if mask.shape != (side,) * 3:
+        raise ConfigError(
+            arguments.mask, f"it has {' x '.join(map(str, mask.shape))} px, and the volumes {side}", "pass another mask"
+        )
+    return Finish(arguments.crop, arguments.box_size, arguments.flip_hand, arguments.low_pass, mask)
+
+
+def _latents(arguments: Arguments, run: RunDirectory, zdim: int) -> Float[np.ndarray, "n Z"]:
+    """Find the latents asked for."""
     import numpy as np
 
+    from drgn_ray.analysis.latent_space import principal_components
+    from drgn_ray.analysis.paths import along_component
     from drgn_ray.analysis.selection import row_numbers
     from drgn_ray.errors import ConfigError
     from drgn_ray.training.embed import latents_of
 
-    chosen = [arguments.particles is not None, arguments.z is not None, arguments.z_file is not None]
-    if sum(chosen) != 1:
-        raise ConfigError("--particles, -z, --z-file", "it is not said which volumes", "pass one of them")
+    if arguments.num_points is not None and arguments.num_points < 2:
+        raise ConfigError(f"-n {arguments.num_points}", "a way has two ends", "pass 2 or more")
     if arguments.particles is not None:
-        return latents_of(run).of(row_numbers(arguments.particles))
+        return latents_of(run).of(row_numbers(arguments.particles, "--particles"))
+    if arguments.path is not None:
+        return _through(arguments, latents_of(run), row_numbers(arguments.path, "--path"))
+    if arguments.pc is not None:
+        if not 1 <= arguments.pc <= zdim:
+            raise ConfigError(f"--pc {arguments.pc}", f"z has {zdim} dimensions", f"pass a number from 1 to {zdim}")
+        z = latents_of(run).z
+        return along_component(z, principal_components(z), arguments.pc - 1, arguments.num_points or 10)
     if arguments.z is not None:
         name, z = "-z", np.array([arguments.z])
     else:
         name = str(arguments.z_file)
-        if not Path(name).is_file():
-            raise ConfigError(name, "there is no such file", "check the path of --z-file")
-        try:
-            z = np.loadtxt(name, ndmin=2)
-        except (OSError, ValueError) as error:
-            raise ConfigError(name, f"cannot be read as numbers ({error})", "pass one latent a line") from error
+        z = _read_latents(name)
     if z.shape[1] != zdim:
         raise ConfigError(
             name, f"its latents have {z.shape[1]} numbers, the run's {zdim}", f"pass {zdim} numbers a latent"
         )
     return z
+
+
+def _read_latents(name: str) -> Float[np.ndarray, "n Z"]:
+    from pathlib import Path
+
+    import numpy as np
+
+    from drgn_ray.errors import ConfigError
+
+    if not Path(name).is_file():
+        raise ConfigError(name, "there is no such file", "check the path of --z-file")
+    try:
+        return np.loadtxt(name, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise ConfigError(name, f"cannot be read as numbers ({error})", "pass one latent a line") from error
+
+
+def _through(arguments: Arguments, latents: Latents, source_rows: np.ndarray) -> Float[np.ndarray, "n Z"]:
+    """Latents of a way from particle to particle."""
+    import logging
+
+    from drgn_ray.analysis.paths import line, neighbor_graph, shortest_path, thinned
+    from drgn_ray.errors import ConfigError
+
+    if len(source_rows) < 2:
+        raise ConfigError(f"--path {arguments.path}", "a way has two ends", "pass two particles or more")
+    if arguments.through == "line":
+        return line(latents.of(source_rows), arguments.num_points or 6)
+    if arguments.num_points is not None:
+        raise ConfigError(
+            f"-n {arguments.num_points}", "particles decide how many steps there are", "pass --through line, or no -n"
+        )
+    if arguments.max_neighbors < 2 or not 1 < arguments.avg_neighbors <= arguments.max_neighbors:
+        raise ConfigError(
+            f"--max-neighbors {arguments.max_neighbors}, --avg-neighbors {arguments.avg_neighbors:g}",
+            "a particle is its own first neighbour, and the mean is at most the maximum",
+            "pass, say, --max-neighbors 10 --avg-neighbors 5",
+        )
+    anchors = latents.rows_of(source_rows)
+    kept = thinned(latents.z, anchors.tolist(), MOST_IN_GRAPH)
+    if len(kept) < len(latents.z):
+        logging.getLogger("jobs.decode").info(
+            "the way goes along %s of %s particles, drawn at random", f"{len(kept):,}", f"{len(latents.z):,}"
+        )
+    graph = neighbor_graph(latents.z[kept], arguments.max_neighbors, arguments.avg_neighbors)
+    return latents.z[kept][shortest_path(graph, kept.searchsorted(anchors).tolist())]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
 from drgn_ray.analysis.volumes import decode
 from drgn_ray.config import RunConfig
 from drgn_ray.distributed.backproject import back_project
+from drgn_ray.distributed.decode import decode_folders
 from drgn_ray.distributed.embed import embed
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
@@ -88,7 +89,8 @@ def analyze_run(
     folder = run.analysis(trained_epochs(run, config, store))
     ksample = min(20, len(latents.z)) if ksample is None else ksample
     num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
-    analysis = analyze(latents, model, store.info, position, folder, ksample=ksample, num_pcs=num_pcs)
+    analysis = analyze(latents, position, folder, ksample=ksample, num_pcs=num_pcs)
+    decode_folders(run, analysis.volumes)
     comparison = compare_run(run, config, store, model)
     clusters = analysis.clusters.particles
     spread = np.unique(np.linspace(0, len(clusters) - 1, NUM_STATES).round().astype(int))  # along the first component

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,18 @@ def store_path(simulated: Path) -> Path:
     path = simulated.parent / "particles.zarr"
     convert(read_particles(str(simulated)), Options(str(path), 32, "float16", None, False, 0, "drgn-ray convert"))
     return path
+
+
+@pytest.fixture(scope="session")
+def cryodrgn() -> Callable[..., None]:
+    """The real program; it must succeed."""
+    program = os.environ.get("DRGN_RAY_CRYODRGN")
+    if program is None:
+        pytest.skip("cryoDRGN is not here; set DRGN_RAY_CRYODRGN to the path of its program")
+
+    def run(*words: object) -> None:
+        command = [program, *map(str, words)]
+        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    return run

@@ -36,6 +36,36 @@ def pca_figure(pca: PrincipalComponents, clusters: Clusters) -> Figure:
     return figure
 
 
+def path_figure(
+    pca: PrincipalComponents,
+    way: Float[np.ndarray, "n Z"],
+    distance: Float[np.ndarray, " n"],
+    log_density: Float[np.ndarray, " n"],
+) -> Figure:
+    """Draw a way (in the axes of the PCA) over the density of the particles, and the density along it.
+
+    Parameters
+    ----------
+    distance
+        From the beginning, along the way.
+    log_density
+        Of the particles, up to a constant.
+    """
+    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x, y = (pca.scores[:, axis] if pca.scores.shape[1] > axis else np.zeros(len(pca.scores)) for axis in (0, 1))
+    way_x, way_y = (way[:, axis] if way.shape[1] > axis else np.zeros(len(way)) for axis in (0, 1))
+    left.hexbin(x, y, gridsize=60, bins="log", cmap="Greys", linewidths=0.1)
+    left.plot(way_x, way_y, color="crimson", marker=".")
+    for number in (0, len(way) - 1):
+        left.annotate(str(number), (way_x[number], way_y[number]), xytext=(4, 4), textcoords="offset points")
+    left.set(xlabel="PC1", ylabel="PC2", title=f"{len(way)} volumes along the way")
+    right.plot(distance, -log_density, color="crimson", marker=".")
+    right.set(xlabel="distance along the way, units of z", ylabel="-ln(density of particles) + constant")
+    right.set_title("where it is high, there are few particles")
+    return figure
+
+
 def learning_curve(history: Sequence[dict[str, float]]) -> Figure:
     """Loss of training and validation, and the KL divergence, by epoch."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")

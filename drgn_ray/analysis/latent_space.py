@@ -16,6 +16,11 @@ class PrincipalComponents(NamedTuple):
     scores: Float[np.ndarray, "N Z"]
     axes: Float[np.ndarray, "Z Z"]
     variance_share: Float[np.ndarray, " Z"]
+    mean: Float[np.ndarray, " Z"]
+
+    def projected(self, z: Float[np.ndarray, "n Z"]) -> Float[np.ndarray, "n Z"]:
+        """Other latents in the same axes."""
+        return (z - self.mean) @ self.axes.T
 
 
 class Clusters(NamedTuple):
@@ -37,7 +42,7 @@ def principal_components(z: Float[np.ndarray, "N Z"]) -> PrincipalComponents:
     """PCA of the latents."""
     pca = PCA().fit(z)
     assert pca.components_ is not None
-    return PrincipalComponents(pca.transform(z), pca.components_, pca.explained_variance_ratio_)
+    return PrincipalComponents(pca.transform(z), pca.components_, pca.explained_variance_ratio_, pca.mean_)
 
 
 def cluster(z: Float[np.ndarray, "N Z"], num_clusters: int, seed: int = 0) -> Clusters:

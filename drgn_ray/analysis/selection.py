@@ -77,9 +77,9 @@ def in_box(latents: Latents, box: str) -> Int[np.ndarray, " n"]:
     return latents.source_row[inside]
 
 
-def row_numbers(particles: str) -> Int[np.ndarray, " n"]:
-    """Rows of the source table, written as 0,17,1204."""
+def row_numbers(particles: str, flag: str) -> Int[np.ndarray, " n"]:
+    """Rows of the source table, written as 0,17,1204 after a flag."""
     try:
         return np.array([int(word) for word in particles.split(",")])
     except ValueError as error:
-        raise ConfigError(f"--particles {particles}", "these are no row numbers", "pass them as 0,17,1204") from error
+        raise ConfigError(f"{flag} {particles}", "these are no row numbers", "pass them as 0,17,1204") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,10 @@ from jaxtyping import Float, UInt8
 
 from drgn_ray.errors import ParticleFileError
 from drgn_ray.models.model import Model
-from drgn_ray.particles.store import StoreInfo
-from drgn_ray.progress import Progress
+from drgn_ray.particles.store import ParticleStore, StoreInfo
+from drgn_ray.physics.volume import Finish
+from drgn_ray.training.embed import trained_model
+from drgn_ray.training.run_directory import RunDirectory
 
 
 def write_mrc(path: Path, volume: Float[np.ndarray, "Z Y X"], apix: float, label: str) -> None:
@@ -76,21 +79,19 @@ def decode(model: Model, z: Float[np.ndarray, " Z"], info: StoreInfo) -> Float[n
     return volume.cpu().numpy() * (info.hartley_std * info.scale)
 
 
-def decode_to_folder(
-    model: Model,
-    z: Float[np.ndarray, "n Z"],
-    info: StoreInfo,
-    folder: Path,
-) -> None:
-    """Write ``vol_000.mrc``, ``vol_001.mrc``, ... and their latents in ``z_values.txt``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savetxt(folder / "z_values.txt", z)
-    with Progress(f"decode {folder.name}", len(z), "volumes") as progress:
-        for index, latent in enumerate(z):
-            path = folder / f"vol_{index:03d}.mrc"
-            label = "drgn_ray z = " + " ".join(f"{value:.4g}" for value in latent)
-            write_mrc(path, decode(model, latent, info), info.apix, label)
-            progress.update(1)
+def decode_files(
+    run_path: str, particles: str, files: Sequence[tuple[Path, Float[np.ndarray, " Z"]]], finish: Finish
+) -> int:
+    """Decode latents of a run that was trained on `particles`, each to a file; how many."""
+    run, store = RunDirectory(run_path), ParticleStore(particles)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, info = trained_model(run, run.config(), store, device), store.info
+    apix = finish.apix(info.box_size, info.apix)
+    for path, z in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        label = "drgn_ray z = " + " ".join(f"{value:.4g}" for value in z)
+        write_mrc(path, finish(decode(model, z, info), info.apix), apix, label)
+    return len(files)
 
 
 def slice_montage(volume: Float[np.ndarray, "D D D"], num_slices: int = 8) -> UInt8[np.ndarray, "h w"]:

@@ -6,6 +6,7 @@ The origin is voxel D/2 of each axis and stays there.  Frequencies are in 1/Å, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -99,6 +100,52 @@ def resample(volume: Float[np.ndarray, "D D D"], box_size: int) -> Float[np.ndar
     new[np.ix_(kept, kept, kept)] = spectrum[np.ix_(kept, kept, kept)]
     # The origin is voxel D/2 in both, which is the phase (-1)^(kx+ky+kz) whatever the size.
     return (np.fft.ifftn(new).real * (box_size / size) ** 3).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to volumes as they are written, in this order.
+
+    Attributes
+    ----------
+    crop
+        Cut out, or pad to, a cube of so many voxels.
+    box_size
+        Resample to so many voxels of the same extent.
+    flip_hand
+        Mirror along z.
+    low_pass
+        Remove what is finer, Å.
+    mask
+        Multiply by this, on the grid that the operations above lead to.
+    """
+
+    crop: int | None = None
+    box_size: int | None = None
+    flip_hand: bool = False
+    low_pass: float | None = None
+    mask: Volume | None = None
+
+    def side(self, box_size: int) -> int:
+        """Voxels of the result's side."""
+        return self.box_size or self.crop or box_size
+
+    def apix(self, box_size: int, apix: float) -> float:
+        """Voxel size of the result, Å."""
+        return apix * (self.crop or box_size) / self.side(box_size)
+
+    def __call__(self, volume: Float[np.ndarray, "D D D"], apix: float) -> Float[np.ndarray, "d d d"]:
+        """Finish a volume of this voxel size."""
+        new_apix = self.apix(len(volume), apix)
+        if self.crop is not None:
+            volume = crop(volume, self.crop)
+        if self.box_size is not None:
+            volume = resample(volume, self.box_size)
+        if self.flip_hand:
+            volume = flip_hand(volume)
+        if self.low_pass is not None:
+            volume = low_pass(volume, new_apix, self.low_pass)
+        return volume if self.mask is None else volume * self.mask
 
 
 def _frequency(shape: tuple[int, ...], apix: float) -> Float[np.ndarray, "Z Y H"]:

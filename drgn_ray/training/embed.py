@@ -44,6 +44,10 @@ class Latents(NamedTuple):
 
     def of(self, source_rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n Z"]:
         """Latents of particles named by their source row."""
+        return self.z[self.rows_of(source_rows)]
+
+    def rows_of(self, source_rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Rows of the latents of particles named by their source row."""
         where = np.searchsorted(self.source_row, source_rows)
         found = (where < len(self.source_row)) & (
             self.source_row[np.minimum(where, len(self.source_row) - 1)] == source_rows
@@ -54,7 +58,7 @@ class Latents(NamedTuple):
                 f"it is not among the run's {len(self.source_row):,} particles",
                 f"pass rows between {self.source_row[0]} and {self.source_row[-1]}",
             )
-        return self.z[where]
+        return where
 
     def save(self, path: Path) -> None:
         """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""

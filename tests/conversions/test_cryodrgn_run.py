@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -45,22 +44,6 @@ NETWORKS = {
     # Square first layer of the decoder (6 * 5 + 2) and last of the encoder, which are residual in cryoDRGN.
     "geom_full": ModelConfig(zdim=2, enc_dim=4, enc_layers=1, dec_dim=32, dec_layers=0, pe_type="geom_full", pe_dim=5),
 }
-Program = Callable[..., None]
-
-
-@pytest.fixture(scope="session")
-def cryodrgn() -> Program:
-    """The real program; it must succeed."""
-    program = os.environ.get("DRGN_RAY_CRYODRGN")
-    if program is None:
-        pytest.skip("cryoDRGN is not here; set DRGN_RAY_CRYODRGN to the path of its program")
-
-    def run(*words: object) -> None:
-        command = [program, *map(str, words)]
-        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-        assert result.returncode == 0, result.stdout + result.stderr
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +114,13 @@ def assert_same_volume(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def analyzed(exported: dict[str, Path], cryodrgn: Program) -> Path:
+def analyzed(exported: dict[str, Path], cryodrgn: Callable[..., None]) -> Path:
     cryodrgn("analyze", exported["gaussian"], 1, "--skip-umap", "--ksample", 4, "--pc", 1, "--n-per-pc", 2)
     return exported["gaussian"] / "analyze.1"
 
 
 def test_eval_vol_decodes_our_run_as_we_do(
-    exported: dict[str, Path], trained: dict[str, RunDirectory], cryodrgn: Program, tmp_path: Path
+    exported: dict[str, Path], trained: dict[str, RunDirectory], cryodrgn: Callable[..., None], tmp_path: Path
 ) -> None:
     folder = exported["gaussian"]
     words = ["-c", folder / "config.yaml", "-z", *Z, "-o", tmp_path / "volume.mrc"]
@@ -160,7 +143,7 @@ def test_analyze_finds_our_particles_and_decodes_them(
 
 
 def test_graph_traversal_walks_through_our_latents(
-    exported: dict[str, Path], trained: dict[str, RunDirectory], cryodrgn: Program, tmp_path: Path
+    exported: dict[str, Path], trained: dict[str, RunDirectory], cryodrgn: Callable[..., None], tmp_path: Path
 ) -> None:
     z = load_latents(trained["gaussian"].latents_file).z
     neighbours = np.argsort(np.linalg.norm(z - np.median(z, axis=0), axis=1))[[0, 40]]
@@ -233,7 +216,10 @@ TRAININGS = {
 
 @pytest.fixture(scope="module", params=TRAININGS)
 def theirs(
-    request: pytest.FixtureRequest, store: ParticleStore, cryodrgn: Program, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    store: ParticleStore,
+    cryodrgn: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Path]:
     """A run of the real program on our particles.
 

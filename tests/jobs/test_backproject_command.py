@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -12,19 +11,10 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from conversions.simulated import read_truth
 from drgn_ray.analysis.agreement import volume_correlation
-from drgn_ray.analysis.analyze import analyze
 from drgn_ray.analysis.volumes import write_mrc
-from drgn_ray.config import ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
-from drgn_ray.distributed.embed import embed
-from drgn_ray.distributed.train import train
-from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import load_position
-from drgn_ray.training.embed import trained_model
-from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.cli import main
 
@@ -48,26 +38,6 @@ def back_projected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> BackPr
 
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def trained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that learned next to nothing, analysed in three clusters."""
-    config = RunConfig(
-        particles=str(store_path),
-        model=ModelConfig(zdim=2, enc_dim=16, enc_layers=1, dec_dim=16, dec_layers=1, pe_dim=4),
-        training=TrainingConfig(num_epochs=1, precision="fp32"),
-        resources=ResourcesConfig(num_workers=0),
-    )
-    run = RunDirectory(tmp_path_factory.mktemp("run") / "run")
-    run.begin(config)
-    train(config, run, partial(LogReporter, run, 1))
-    store = ParticleStore(store_path)
-    latents = embed(run, store, num_workers=0)
-    latents.save(run.latents_file)
-    model = trained_model(run, config, store, torch.device("cpu"))
-    analyze(latents, model, store.info, load_position(run.checkpoints), run.analysis(1), ksample=3, num_pcs=1)
-    return run
 
 
 class TestOfAStore:
