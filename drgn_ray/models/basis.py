@@ -44,6 +44,8 @@ class BasisDecoder(Decoder):
         Latent dimension, and M, which is no smaller.
     """
 
+    starts_with_latents = True
+
     def __init__(self, *, box_size: int, zdim: int, num_basis: int) -> None:
         super().__init__()
         lattice = lattice_of(torch.randn(num_basis + 1, box_size, box_size, box_size)) / box_size**1.5

@@ -22,7 +22,15 @@ from drgn_ray.physics.observation import Observation
 
 
 class Decoder(nn.Module, ABC):
-    """From a latent to the volume, in units of the data's standard deviation: its slices, and the whole of it."""
+    """From a latent to the volume, in units of the data's standard deviation: its slices, and the whole of it.
+
+    Attributes
+    ----------
+    starts_with_latents
+        Whether `start_from` tells it what z means.
+    """
+
+    starts_with_latents = False
 
     @classmethod
     @abstractmethod

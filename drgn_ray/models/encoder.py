@@ -50,6 +50,10 @@ class Encoder(nn.Module, ABC):
     def start_from(self, subspace: Subspace, radius: int) -> None:
         """See `Model.start_from`; a network of the image starts from nothing."""
 
+    def late_parameters(self) -> list[nn.Parameter]:
+        """See `Model.late_parameters`."""
+        return []
+
 
 class ResidualEncoder(Encoder):
     """Phase-flipped Hartley values of the disc to the mean and log-variance of q(z | image), as cryoDRGN's."""
@@ -122,6 +126,10 @@ class PosteriorEncoder(Encoder):
     def start_from(self, subspace: Subspace, radius: int) -> None:
         """See `Model.start_from`."""
         self.linear.start_from(subspace, radius)
+
+    def late_parameters(self) -> list[nn.Parameter]:
+        """See `Model.late_parameters`."""
+        return list(self.bend.parameters())
 
     def forward(self, seen: Observation) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Return (z_mu, z_logvar)."""

@@ -52,6 +52,10 @@ class Model(nn.Module, ABC):
             Largest |k| from which its latents were inferred.
         """
 
+    def late_parameters(self) -> list[nn.Parameter]:
+        """Those that would unlearn what a start told, if they were trained from the first step on."""
+        return []
+
     @abstractmethod
     def forward(self, batch: Mapping[str, Tensor], sample: Sample | None = None) -> ElboTerms:
         """Loss of a batch; z is drawn when training, its mean is taken in evaluation.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from drgn_ray.models.decoder import Decoder, reconstruction_loss
 from drgn_ray.models.elbo import ElboTerms, Sample, elbo_terms, sample_latent
@@ -59,6 +59,13 @@ class VAE(Model):
         """See `Model.start_from`."""
         self.encoder.start_from(subspace, radius)
         self.decoder.start_from(subspace.volumes)
+
+    def late_parameters(self) -> list[nn.Parameter]:
+        """See `Model.late_parameters`.
+
+        A decoder that does not know yet what z means leaves latents to the KL divergence, which takes them away.
+        """
+        return [] if self.decoder.starts_with_latents else self.encoder.late_parameters()
 
     def decode_slices(
         self, z: Float[Tensor, "B Z"], rotation: Float[Tensor, "B 3 3"]

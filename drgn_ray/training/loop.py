@@ -26,7 +26,7 @@ from drgn_ray.training.checkpoint import load_position, load_state, save_checkpo
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
-from drgn_ray.training.schedule import compared_radius, learning_rate
+from drgn_ray.training.schedule import compared_radius, is_early, learning_rate
 from drgn_ray.training.step import Step, autocast, pinned, to_device
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class Trainer:
         for batch in self._batches(slice_index):
             progress = self.config.training, self.position.images_seen, self.images_per_epoch
             radius = compared_radius(*progress, self.store.info.box_size)
-            terms, count = self.step(batch, learning_rate(*progress), radius), len(batch["images"])
+            terms = self.step(batch, learning_rate(*progress), radius, early=is_early(*progress))
+            count = len(batch["images"])
             self.position.images_seen += count * self.worker.world_size
             totals.add(terms, count)
             window = window or _Window(self)  # begins when data flow: waiting for the first is no measure of speed

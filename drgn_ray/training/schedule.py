@@ -1,4 +1,4 @@
-"""Learning rate, and the shells that are compared, as functions of the images seen."""
+"""Learning rate, the shells that are compared, and what is trained yet, as functions of the images seen."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import math
 
 from drgn_ray.config import TrainingConfig
 
+EARLY_SHARE = 1 / 3  # of the training
+
 
 def compared_radius(training: TrainingConfig, images_seen: int, images_per_epoch: int, box_size: int) -> int | None:
     """Largest |k| at which images are compared: a quarter of the box while training is coarse, then None (all)."""
     is_coarse = images_seen < training.coarse_share * training.num_epochs * images_per_epoch
     return box_size // 4 if is_coarse else None
+
+
+def is_early(training: TrainingConfig, images_seen: int, images_per_epoch: int) -> bool:
+    """Whether `Model.late_parameters` are still left as they are."""
+    return images_seen < EARLY_SHARE * training.num_epochs * images_per_epoch
 
 
 def learning_rate(training: TrainingConfig, images_seen: int, images_per_epoch: int) -> float:

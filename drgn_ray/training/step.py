@@ -53,7 +53,9 @@ class Step:
         )
         self.parallel = model if world_size == 1 else _shared(model, compress_gradients=compress_gradients)
 
-    def __call__(self, batch: Mapping[str, Tensor], lr: float, radius: int | None = None) -> ElboTerms:
+    def __call__(
+        self, batch: Mapping[str, Tensor], lr: float, radius: int | None = None, *, early: bool = False
+    ) -> ElboTerms:
         """Take a step; means over the batch, on the device, which is not waited for.
 
         Parameters
@@ -62,6 +64,8 @@ class Step:
             Learning rate.
         radius
             Largest |k| at which images are compared with slices; None: D/2.
+        early
+            Leave the model's `late_parameters` as they are.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -80,6 +84,9 @@ class Step:
                     terms = self.parallel(part, sample)
                 (terms.loss * share).backward()
             means += torch.stack([term.detach() for term in terms]) * share
+        if early:
+            for parameter in self.model.late_parameters():
+                parameter.grad = None
         self.optimizer.step()
         return ElboTerms(*means)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drgn_ray.config import TrainingConfig
-from drgn_ray.training.schedule import compared_radius, learning_rate
+from drgn_ray.training.schedule import compared_radius, is_early, learning_rate
 
 
 def test_constant_is_constant() -> None:
@@ -27,3 +27,8 @@ def test_training_is_coarse_for_its_share_and_then_compares_all() -> None:
     training = TrainingConfig(num_epochs=10, coarse_share=0.25)
     assert [compared_radius(training, seen, 100, 64) for seen in (0, 249, 250, 1000)] == [16, 16, None, None]
     assert compared_radius(TrainingConfig(), 0, 100, 64) is None
+
+
+def test_the_first_third_of_a_training_is_early() -> None:
+    training = TrainingConfig(num_epochs=3)
+    assert [is_early(training, seen, 100) for seen in (0, 99, 100, 299)] == [True, True, False, False]

@@ -18,8 +18,10 @@ from drgn_ray.config import ModelConfig, TrainingConfig
 from drgn_ray.models import build_model
 from drgn_ray.models.decoder import CoordinateDecoder, Decoder
 from drgn_ray.models.elbo import Sample
+from drgn_ray.models.em import Subspace
 from drgn_ray.models.model import Model
 from drgn_ray.training import step
+from drgn_ray.training.checkpoint import Position, load_state, save_checkpoint
 
 BOX, COUNT, LR = 16, 8, 1e-2
 
@@ -121,3 +123,44 @@ def test_a_coarse_step_looks_at_no_point_beyond_its_radius() -> None:
         take = step.Step(model, TrainingConfig(points_share=0.5), bf16=False)
         losses.append(float(take(images, LR, radius).loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def started(decoder: str) -> Model:
+    """A network that starts from a linear subspace."""
+    torch.manual_seed(0)
+    settings = {
+        "basis": ModelConfig(zdim=2, encoder="linear", decoder="basis", num_basis=2),
+        "residual": ModelConfig(zdim=2, encoder="linear", decoder="residual", dec_dim=16),
+    }
+    model = build_model(settings[decoder], box_size=BOX, data_sign=-1, hartley_std=4.0, ctf=False)
+    volumes = torch.randn(3, BOX, BOX, BOX, generator=torch.Generator().manual_seed(1))
+    model.start_from(Subspace(volumes, torch.ones(BOX // 2 + 1), 0.01), BOX // 2)
+    return model
+
+
+@pytest.mark.parametrize(("decoder", "stays"), [("residual", True), ("basis", False)])
+def test_early_steps_keep_the_latents_that_a_decoder_does_not_know_yet(decoder: str, stays: bool) -> None:
+    model, seen = started(decoder), batch()
+    before, weights = model.encode(seen)[0], {name: values.clone() for name, values in model.state_dict().items()}
+    take = step.Step(model, TrainingConfig(), bf16=False)
+    for _ in range(3):
+        take(seen, LR, early=True)
+    assert torch.equal(model.encode(seen)[0], before) == stays
+    assert any(not torch.equal(weights[name], values) for name, values in model.state_dict().items()), "it learns"
+    take(seen, LR)
+    take(seen, LR)
+    assert not torch.equal(model.encode(seen)[0], before)
+
+
+def test_training_goes_on_from_an_early_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    seen, models = batch(), [started("residual") for _ in range(2)]
+    steps = [step.Step(model, TrainingConfig(), bf16=False) for model in models]
+    torch.manual_seed(2)
+    steps[0](seen, LR, early=True)
+    save_checkpoint(tmp_path, Position(), models[0], steps[0].optimizer, 1)
+    load_state(tmp_path, models[1], steps[1].optimizer)
+    for take in steps:
+        torch.manual_seed(3)
+        take(seen, LR)
+    for ours, expected in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
