@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32, Int
 
 from drgn_ray.analysis.analyze import Analysis, analyze
+from drgn_ray.analysis.chimerax import write_gallery, write_movie
 from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
 from drgn_ray.analysis.states import (
     LEAST_NEIGHBORS,
@@ -91,6 +92,9 @@ def analyze_run(
     num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, position, folder, ksample=ksample, num_pcs=num_pcs)
     decode_folders(run, analysis.volumes)
+    write_gallery(analysis.kmeans_folder, folder / "view_kmeans.cxc")
+    for component in range(num_pcs):
+        write_movie(folder / f"pc{component + 1}", folder / f"movie_pc{component + 1}.cxc")
     comparison = compare_run(run, config, store, model)
     clusters = analysis.clusters.particles
     spread = np.unique(np.linspace(0, len(clusters) - 1, NUM_STATES).round().astype(int))  # along the first component

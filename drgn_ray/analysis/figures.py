@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from drgn_ray.analysis.chimerax import colours
 from drgn_ray.analysis.latent_space import Clusters, PrincipalComponents
 
 VIEW_HEXAGONS = (36, 10)  # along and across a map twice as wide as high: regular ones
@@ -27,7 +28,8 @@ def pca_figure(pca: PrincipalComponents, clusters: Clusters) -> Figure:
     y = pca.scores[:, 1] if pca.scores.shape[1] > 1 else np.zeros_like(x)
     shown = axes.hexbin(x, y, gridsize=60, bins="log", cmap="Blues", linewidths=0.1)
     figure.colorbar(shown, ax=axes, label="particles")
-    axes.scatter(x[clusters.particles], y[clusters.particles], s=22, color="crimson", edgecolor="white", linewidth=0.6)
+    shades = colours(len(clusters.particles))
+    axes.scatter(x[clusters.particles], y[clusters.particles], s=36, c=shades, edgecolor="black", linewidth=0.6)
     for number, particle in enumerate(clusters.particles):
         axes.annotate(str(number), (x[particle], y[particle]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel(f"PC1 ({pca.variance_share[0]:.0%} of the variance)")

@@ -45,7 +45,8 @@ def summary(
         *(() if supported is None else ((supported.about, str(supported)),)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    kmeans, config = analysis.kmeans_folder, run.config()
+    config = run.config()
+    movie = "     # or movie_pc1.cxc" if len(analysis.volumes) > 1 else ""
     again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
     longer = "" if config.model.is_fitted else f"    {again} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
     return f"""| | |
@@ -54,7 +55,7 @@ def summary(
 
 **Look** at `{analysis.folder.name}/z_pca.png` and, in ChimeraX, at the volumes of the k-means centres:
 
-    chimerax {kmeans}/vol_*.mrc
+    cd {analysis.folder}; chimerax view_kmeans.cxc{movie}
 
 **Next**
 
