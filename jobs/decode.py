@@ -75,7 +75,7 @@ class Arguments:
     mask: str | None = None
     """Map to multiply by, on the grid that --crop and -D lead to."""
     num_workers: Annotated[int | None, tyro.conf.arg(aliases=["--workers"])] = None
-    """Tasks at a time; None: as many as a cluster has CPUs; 0: in this process, without Ray."""
+    """Tasks at a time; None: as many as a cluster that runs has CPUs, or else 0: in this process, without Ray."""
     overwrite: bool = False
     """Replace the volumes that are there already."""
 

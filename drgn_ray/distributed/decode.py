@@ -17,7 +17,6 @@ from drgn_ray.training.run_directory import RunDirectory
 
 VOLUMES_A_TASK = 4
 AS_DECODED = Finish()
-MANY = 100  # volumes that are worth the start of a Ray of our own
 
 
 def decode_folders(
@@ -33,7 +32,7 @@ def decode_folders(
     folders
         Each with its latents.
     num_workers
-        See `run_tasks`; None: as many as a cluster that is there has CPUs, or, for many volumes, as this machine has.
+        See `run_tasks`; None: as many as a cluster that is there has CPUs, else none: a Ray of our own takes seconds.
     """
     files = [
         (folder / f"vol_{number:03d}.mrc", z) for folder, latents in folders.items() for number, z in enumerate(latents)
@@ -41,7 +40,7 @@ def decode_folders(
     parts = [files[start : start + VOLUMES_A_TASK] for start in range(0, len(files), VOLUMES_A_TASK)]
     particles = run.config().particles
     tasks = [partial(decode_files, str(run.path), particles, part, finish) for part in parts]
-    if num_workers is None and len(files) < MANY and not is_cluster_there():
+    if num_workers is None and not is_cluster_there():
         num_workers = 0
     with Progress("decode", len(files), "volumes") as progress:
         for count in run_tasks(tasks, num_workers=num_workers, on_gpu=True):
