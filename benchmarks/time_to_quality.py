@@ -39,8 +39,8 @@ MODELS = {
     "linear": "--model linear",
     "basis": "--decoder basis --encoder linear --zdim 4 -n 6",
     "residual": "--decoder residual --encoder linear --dec-dim 256 --zdim 4 -n 8 --points-share 0.25",
-    "backproject": "--decoder residual --init backproject --enc-dim 128 --dec-dim 128 --zdim 4 -n 9 --lr 1e-3"
-    " --points-share 0.5",
+    "backproject": "--decoder residual --init backproject --enc-dim 128 --dec-dim 128 --zdim 4 -n 14 --lr 1e-3"
+    " --points-share 0.3",
     "vae": "--enc-dim 128 --dec-dim 128 --zdim 4 -n 14 --lr 1e-3 --points-share 0.2 --coarse-share 0.5",
     "auto": "--preset auto",
 }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from drgn_ray.training.run_directory import RunDirectory
 
 WAYS = "--particles", "-z", "--z-file", "--path", "--pc"
-MOST_IN_GRAPH = 50_000  # particles, whose neighbours are found in seconds
+OURS = "vol_*.mrc", "z_values.txt", "path.csv", "path.png"
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _decode(arguments: Arguments) -> None:
-    from pathlib import Path
-
     import numpy as np
 
     from drgn_ray.errors import ConfigError
@@ -109,29 +107,50 @@ def _decode(arguments: Arguments) -> None:
     if not zdim and given:
         raise ConfigError(", ".join(given), f"{run.path} has one volume and no latents", "leave them out")
     if zdim and len(given) != 1:
-        found = "it is not said which volumes" if not given else "both say which volumes"
+        found = "it is not said which volumes" if not given else "each says which volumes"
         raise ConfigError(", ".join(given or WAYS), found, "pass one of them")
-    output = Path(arguments.output)
-    _check_free(output, overwrite=arguments.overwrite)
+    if arguments.num_workers is not None and arguments.num_workers < 0:
+        raise ConfigError(f"--workers {arguments.num_workers}", "it is a count", "pass 0 or more")
     z = _latents(arguments, run, zdim) if zdim else np.zeros((1, 0))
+    if not np.isfinite(z).all():
+        raise ConfigError(given[0], "a latent holds values that are no numbers", "pass numbers")
+    output = _output(arguments)
     with job_frame(arguments.output) as frame:
         is_way = arguments.path is not None or arguments.pc is not None
         _write(arguments, run, z, finish, output, is_way=is_way)
         size, apix = finish.side(store.info.box_size), finish.apix(store.info.box_size, store.info.apix)
-        frame.result(f"{len(z)} volumes of {size} px, {apix:.4g} Å/px")
+        frame.result(f"{len(z)} volume{'s' * (len(z) > 1)} of {size} px, {apix:.4g} Å/px")
         if is_way:
             frame.result("where the way goes: path.csv, path.png")
 
 
-def _check_free(output: Path, *, overwrite: bool) -> None:
+def _output(arguments: Arguments) -> Path:
+    """Where volumes go; refused if some are there already."""
+    import os
+    from pathlib import Path
+
     from drgn_ray.errors import ConfigError
     from jobs.frame import check_folder
 
-    is_file = output.suffix == ".zip"
-    there = [output] if is_file and output.exists() else [] if is_file else sorted(output.glob("vol_*.mrc"))
-    if there and not overwrite:
+    name, output = f"-o {arguments.output}", Path(os.path.abspath(arguments.output))  # workers are elsewhere
+    is_zip = output.suffix == ".zip"
+    check_folder(os.path.dirname(arguments.output) or "." if is_zip else arguments.output)
+    if is_zip and output.is_dir():
+        raise ConfigError(name, "this is a folder", "pass the name of a file, or a folder that does not end in .zip")
+    there = ([output] if output.exists() else []) if is_zip else _ours_in(output)
+    if there and not arguments.overwrite:
         raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
-    check_folder(str(output.parent if is_file else output))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(name, f"it cannot be made ({error.strerror})", "pass another folder") from error
+    if not os.access(output if output.is_dir() else output.parent, os.W_OK):
+        raise ConfigError(name, "there is no permission to write here", "pass another folder")
+    return output
+
+
+def _ours_in(folder: Path) -> list[Path]:
+    return [file for pattern in OURS for file in sorted(folder.glob(pattern)) if file.is_file()]
 
 
 def _write(
@@ -144,45 +163,41 @@ def _write(
 
     from drgn_ray.distributed.decode import decode_folders
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
-        folder = Path(place, output.stem)
-        decode_folders(run, {folder: z}, finish, arguments.num_workers)
+        folder = Path(place, "volumes")
+        folder.mkdir()
         if is_way:
             _describe_way(run, z, folder)
+        decode_folders(run, {folder: z}, finish, arguments.num_workers)
         if output.suffix == ".zip":
-            Path(shutil.make_archive(str(Path(place, "made")), "zip", place, output.stem)).replace(output)
+            Path(shutil.make_archive(str(Path(place, "made")), "zip", folder)).replace(output)
             return
         output.mkdir(exist_ok=True)
-        for stale in output.glob("vol_*.mrc"):
-            stale.unlink()
+        new = {file.name for file in folder.iterdir()}
         for file in folder.iterdir():
             file.replace(output / file.name)
+        for stale in _ours_in(output):
+            if stale.name not in new:
+                stale.unlink()
 
 
 def _describe_way(run: RunDirectory, z: Float[np.ndarray, "n Z"], folder: Path) -> None:
-    import numpy as np
-    import pandas as pd
-    from sklearn.neighbors import NearestNeighbors
-
     from drgn_ray.analysis.figures import path_figure
     from drgn_ray.analysis.latent_space import principal_components
-    from drgn_ray.analysis.paths import log_density
+    from drgn_ray.analysis.paths import described
     from drgn_ray.training.embed import latents_of
 
     latents = latents_of(run)
-    steps = np.linalg.norm(np.diff(z, axis=0, prepend=z[:1]), axis=1)
-    density = log_density(latents.z, z)
-    table = {"volume": np.arange(len(z)), "distance": steps.cumsum(), "log_density": density - density.max()}
-    nearest = NearestNeighbors(n_neighbors=1).fit(latents.z).kneighbors(z, return_distance=False)[:, 0]
-    table["nearest_source_row"] = latents.source_row[nearest]
-    table |= {f"z{number}": column for number, column in enumerate(z.T)}
-    pd.DataFrame(table).to_csv(folder / "path.csv", index=False)
-    pca = principal_components(latents.z)
-    path_figure(pca, pca.projected(z), table["distance"], table["log_density"]).savefig(folder / "path.png", dpi=150)
+    table, pca = described(z, latents.z, latents.source_row), principal_components(latents.z)
+    table.to_csv(folder / "path.csv", index=False)
+    distance, density = table["distance"].to_numpy(), table["log_density"].to_numpy()
+    path_figure(pca, pca.projected(z), distance, density).savefig(folder / "path.png", dpi=150)
 
 
 def _finish(arguments: Arguments, info: StoreInfo) -> Finish:
+    import math
+    from dataclasses import replace
+
     from drgn_ray.analysis.volumes import read_mrc
     from drgn_ray.errors import ConfigError
     from drgn_ray.physics.volume import Finish
@@ -190,8 +205,8 @@ def _finish(arguments: Arguments, info: StoreInfo) -> Finish:
     for flag, value in (("--crop", arguments.crop), ("-D", arguments.box_size)):
         if value is not None and (value < 2 or value % 2):
             raise ConfigError(f"{flag} {value}", "it is no even number above 0", "pass one")
-    if arguments.low_pass is not None and not arguments.low_pass > 0:
-        raise ConfigError(f"--low-pass {arguments.low_pass:g}", "it is not above 0", "pass a resolution in Å")
+    if arguments.low_pass is not None and not 0 < arguments.low_pass < math.inf:
+        raise ConfigError(f"--low-pass {arguments.low_pass:g}", "it is no number above 0", "pass a resolution in Å")
     finish = Finish(arguments.crop, arguments.box_size, arguments.flip_hand, arguments.low_pass)
     if arguments.mask is None:
         return finish
@@ -200,7 +215,7 @@ def _finish(arguments: Arguments, info: StoreInfo) -> Finish:
         raise ConfigError(
             arguments.mask, f"it has {' x '.join(map(str, mask.shape))} px, and the volumes {side}", "pass another mask"
         )
-    return Finish(arguments.crop, arguments.box_size, arguments.flip_hand, arguments.low_pass, mask)
+    return replace(finish, mask=mask)
 
 
 def _latents(arguments: Arguments, run: RunDirectory, zdim: int) -> Float[np.ndarray, "n Z"]:
@@ -213,6 +228,11 @@ def _latents(arguments: Arguments, run: RunDirectory, zdim: int) -> Float[np.nda
     from drgn_ray.errors import ConfigError
     from drgn_ray.training.embed import latents_of
 
+    is_way = arguments.path is not None or arguments.pc is not None
+    if arguments.num_points is not None and not is_way:
+        raise ConfigError(f"-n {arguments.num_points}", "it is for --path and --pc", "leave it out")
+    if arguments.through == "line" and arguments.path is None:
+        raise ConfigError("--through line", "it is for --path", "leave it out")
     if arguments.num_points is not None and arguments.num_points < 2:
         raise ConfigError(f"-n {arguments.num_points}", "a way has two ends", "pass 2 or more")
     if arguments.particles is not None:
@@ -255,11 +275,13 @@ def _through(arguments: Arguments, latents: Latents, source_rows: np.ndarray) ->
     """Latents of a way from particle to particle."""
     import logging
 
-    from drgn_ray.analysis.paths import line, neighbor_graph, shortest_path, thinned
+    from drgn_ray.analysis.paths import MOST_IN_GRAPH, line, neighbor_graph, shortest_path, thinned
     from drgn_ray.errors import ConfigError
 
     if len(source_rows) < 2:
         raise ConfigError(f"--path {arguments.path}", "a way has two ends", "pass two particles or more")
+    if (source_rows[1:] == source_rows[:-1]).any():
+        raise ConfigError(f"--path {arguments.path}", "a particle follows itself", "leave it out once")
     if arguments.through == "line":
         return line(latents.of(source_rows), arguments.num_points or 6)
     if arguments.num_points is not None:

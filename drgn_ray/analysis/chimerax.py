@@ -16,6 +16,9 @@ VOLUMES_A_SECOND, PAUSE_FRAMES = 6, 10  # of a movie, on the screen and recorded
 LEVEL_PERCENTILE = 99.0  # of the voxels lie outside the surface
 
 
+_SCENE = ("set bgColor white", "lighting soft", "view")
+
+
 def colours(count: int) -> list[str]:
     """Colours of clusters, the same in pictures and in ChimeraX, as ``#rrggbb``; after 20 they begin again."""
     palette = mpl.colormaps[COLOURS]
@@ -29,7 +32,7 @@ def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
 
 def write_gallery(folder: Path, to: Path) -> None:
     """Show the volumes of a folder side by side, each in its colour."""
-    volumes = sorted(folder.glob("vol_*.mrc"))
+    volumes = _volumes(folder)
     lines = _head(f"{len(volumes)} volumes side by side, in the colours of z_pca.png", to)
     for number, (volume, colour) in enumerate(zip(volumes, colours(len(volumes)), strict=True), start=1):
         level = surface_level(read_mrc(str(volume)).data)
@@ -43,7 +46,7 @@ def write_gallery(folder: Path, to: Path) -> None:
 
 def write_movie(folder: Path, to: Path) -> None:
     """Play the volumes of a folder forth and back, all at one level; how to record it is said in the file."""
-    volumes = sorted(folder.glob("vol_*.mrc"))
+    volumes = _volumes(folder)
     level = surface_level(read_mrc(str(volumes[len(volumes) // 2])).data)
     frames = 2 * len(volumes) * PAUSE_FRAMES
     lines = [
@@ -64,4 +67,5 @@ def _head(title: str, to: Path) -> list[str]:
     return [f"# {title}. In this folder, type: chimerax {to.name}"]
 
 
-_SCENE = ("set bgColor white", "lighting soft", "view")
+def _volumes(folder: Path) -> list[Path]:
+    return sorted(folder.glob("vol_*.mrc"), key=lambda path: (len(path.name), path.name))  # 1000 comes after 999

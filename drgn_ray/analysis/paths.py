@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
@@ -21,6 +22,7 @@ from drgn_ray.analysis.latent_space import PrincipalComponents
 from drgn_ray.errors import ConfigError
 
 PERCENTILES = 5.0, 95.0  # of the scores, between which a path along a component goes
+MOST_IN_GRAPH = 50_000  # particles, whose neighbours are found in seconds
 
 
 class Neighbors(NamedTuple):
@@ -102,7 +104,7 @@ def shortest_path(graph: Neighbors, anchors: Sequence[int]) -> Int[np.ndarray, "
 
 
 def thinned(z: Float[np.ndarray, "N Z"], anchors: Sequence[int], most: int, seed: int = 0) -> Int[np.ndarray, " m"]:
-    """Rows of at most so many particles, drawn at random, the anchors among them: what a graph can be made of soon."""
+    """Rows of at most so many particles, drawn at random, and of the anchors: what a graph can be made of soon."""
     if len(z) <= most:
         return np.arange(len(z))
     drawn = np.random.default_rng(seed).choice(len(z), most, replace=False)
@@ -117,6 +119,25 @@ def log_density(z: Float[np.ndarray, "N Z"], at: Float[np.ndarray, "n Z"]) -> Fl
     k = max(round(len(z) ** 0.5), 1)
     distance, _ = NearestNeighbors(n_neighbors=k, n_jobs=-1).fit(z).kneighbors(at)
     return -z.shape[1] * np.log(np.maximum(distance[:, -1], np.finfo(np.float32).tiny))
+
+
+def described(
+    path: Float[np.ndarray, "n Z"], z: Float[np.ndarray, "N Z"], source_row: Int[np.ndarray, " N"]
+) -> pd.DataFrame:
+    """Tell of every point of a path how far along it is, how dense particles are, and which is the nearest.
+
+    Columns ``volume``, ``distance`` (units of z), ``log_density`` (0 where it is largest), ``nearest_source_row``,
+    ``z0``, ``z1``, ...
+    """
+    density = log_density(z, path)
+    nearest = NearestNeighbors(n_neighbors=1).fit(z).kneighbors(path, return_distance=False)[:, 0]
+    columns = {
+        "volume": np.arange(len(path)),
+        "distance": np.linalg.norm(np.diff(path, axis=0, prepend=path[:1]), axis=1).cumsum(),
+        "log_density": density - density.max(),
+        "nearest_source_row": source_row[nearest],
+    }
+    return pd.DataFrame(columns | {f"z{axis}": values for axis, values in enumerate(path.T)})
 
 
 def length(z: Float[np.ndarray, "n Z"]) -> float:

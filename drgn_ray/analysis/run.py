@@ -44,7 +44,7 @@ class TrainedRun:
         self.particles = ParticleStore(self.config.particles)
 
     def __repr__(self) -> str:
-        return f"TrainedRun({str(self.directory.path)!r}: {self.model.describe()}, {len(self.particles):,} images)"
+        return f"TrainedRun({str(self.directory.path)!r}: {self.config.model.model}, {len(self.particles):,} images)"
 
     @property
     def apix(self) -> float:
@@ -70,7 +70,7 @@ class TrainedRun:
         """
         table = pd.DataFrame({f"z{axis}": values for axis, values in enumerate(self.latents.z.T)})
         table.insert(0, "source_row", self.latents.source_row)
-        found = sorted(self.directory.path.glob("analyze.*/kmeans*/labels.csv"), key=lambda path: path.stat().st_mtime)
+        found = sorted(self.directory.path.glob("analyze.*/kmeans*/labels.csv"), key=_age)
         if found:
             table = table.merge(pd.read_csv(found[-1]).rename(columns={"label": "cluster"}), how="left")
         return table
@@ -82,6 +82,11 @@ class TrainedRun:
             found = f"its shape is {z.shape}, and the run's latents have {self.model.zdim} dimensions"
             raise ConfigError("z", found, "pass one latent")
         return decode(self.model, z, self.particles.info)
+
+
+def _age(labels: Path) -> tuple[int, float]:
+    """Epoch of an analysis, and when it was made."""
+    return int(labels.parents[1].name.removeprefix("analyze.")), labels.stat().st_mtime
 
 
 def load_run(path: str | Path) -> TrainedRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from drgn_ray.errors import ParticleFileError
 from drgn_ray.models.model import Model
 from drgn_ray.particles.store import ParticleStore, StoreInfo
 from drgn_ray.physics.volume import Finish
+from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.embed import trained_model
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -83,15 +85,22 @@ def decode_files(
     run_path: str, particles: str, files: Sequence[tuple[Path, Float[np.ndarray, " Z"]]], finish: Finish
 ) -> int:
     """Decode latents of a run that was trained on `particles`, each to a file; how many."""
-    run, store = RunDirectory(run_path), ParticleStore(particles)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, info = trained_model(run, run.config(), store, device), store.info
+    model, info = _loaded(run_path, particles, load_position(RunDirectory(run_path).checkpoints).images_seen)
     apix = finish.apix(info.box_size, info.apix)
     for path, z in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         label = "drgn_ray z = " + " ".join(f"{value:.4g}" for value in z)
         write_mrc(path, finish(decode(model, z, info), info.apix), apix, label)
     return len(files)
+
+
+@lru_cache(maxsize=1)
+def _loaded(run_path: str, particles: str, images_seen: int) -> tuple[Model, StoreInfo]:
+    """Load a checkpoint once for all volumes that a process makes of it."""
+    del images_seen  # only tells checkpoints apart
+    run, store = RunDirectory(run_path), ParticleStore(particles)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return trained_model(run, run.config(), store, device), store.info
 
 
 def slice_montage(volume: Float[np.ndarray, "D D D"], num_slices: int = 8) -> UInt8[np.ndarray, "h w"]:

@@ -382,7 +382,8 @@ def _summed(
     count = min(max(len(chunks) * store.chunk_size // IMAGES_A_PART, 1), MOST_TASKS)
     groups = [group.tolist() for group in np.array_split(chunks, count)]
     num_images = sum(len(range(*store.chunk_rows(chunk).indices(len(store)))) for chunk in chunks.tolist())
-    with Progress("all shells", num_images * num_slabs, "images") as progress:
+    unit = "images" if num_slabs == 1 else "images a slab"
+    with Progress("all shells", num_images * num_slabs, unit) as progress:
 
         def seen(parts: Iterator[Sums]) -> Iterator[Sums]:
             for part in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -87,6 +88,8 @@ def is_cluster_there() -> bool:
     """Whether tasks find a Ray that runs already; starting one takes seconds, which few short tasks do not pay for."""
     if "RAY_ADDRESS" in os.environ:
         return True
+    if "ray" not in sys.modules:  # importing it takes a second
+        return False
     import ray
 
     return ray.is_initialized()

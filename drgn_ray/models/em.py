@@ -199,6 +199,8 @@ def maximise(
 
     Parameters
     ----------
+    sums
+        As they were inserted: the plane k_x = 0 without its mirror image.
     per_noise
         What to multiply the sums by at shells 0 to R - 1, so that they are in units of the noise; shells beyond are
         left out.

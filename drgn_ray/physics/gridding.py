@@ -2,7 +2,7 @@
 
 Sums are kept for the half-space k_x >= 0 of a real volume, as an array (z, y, x, 3) of real part, imaginary part and
 weight, with the origin at (D/2 + 1, D/2 + 1, 0).  A point with k_x < 0 is added at -k as its conjugate; in the plane
-k_x = 0 only one of the two mirror images is added, and `complete_plane` adds the other.
+k_x = 0 only one of the two mirror images is added, and `complete` and `complete_plane` add the other.
 
 On the CPU the loop is compiled by Numba (thirty to ninety times as fast as torch's index operations, and without their
 temporaries); `insert_with_torch` is the same sum for other devices.
@@ -349,9 +349,11 @@ def insert_moments_with_torch(
     _, side, half_side, _ = sums.shape
     for index, share in _neighbours(where, (side, side, half_side)):
         in_slab = index - first_plane * side * half_side
+        if len(sums) == side:
+            flat.index_add_(0, index.flatten(), (share[..., None] * rows).flatten(0, 1))
+            continue
         inside = (in_slab >= 0) & (in_slab < len(flat))
-        few = (share * inside)[..., None] * rows
-        flat.index_add_(0, in_slab.clamp(0, len(flat) - 1).flatten(), few.flatten(0, 1))
+        flat.index_add_(0, in_slab[inside], share[inside][:, None] * rows[inside])
 
 
 def _points(

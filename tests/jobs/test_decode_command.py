@@ -53,7 +53,7 @@ def test_a_component_into_a_zip_file(trained: RunDirectory, tmp_path: Path) -> N
     output = tmp_path / "movie.zip"
     decoded(trained, output, "--pc", "1", "-n", "3")
     with zipfile.ZipFile(output) as made:
-        names = {name.removeprefix("movie/") for name in made.namelist()}
+        names = set(made.namelist())
     assert {"vol_000.mrc", "vol_001.mrc", "vol_002.mrc", "z_values.txt", "path.csv", "path.png"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["movie.zip"]
 
@@ -88,14 +88,45 @@ def test_volumes_that_are_there_are_replaced_only_if_told(
     decoded(trained, tmp_path / "way", "--pc", "1", "-n", "4")
     assert main(["decode", str(trained.path), "-o", str(tmp_path / "way"), "-z", "0", "0"]) == 2
     assert "it is already here" in capsys.readouterr().err
+    (tmp_path / "way" / "notes.txt").write_text("mine")
     assert len(decoded(trained, tmp_path / "way", "-z", "0", "0", "--overwrite")) == 1
+    left = {path.name for path in (tmp_path / "way").iterdir()}
+    assert left == {"vol_000.mrc", "z_values.txt", "notes.txt"}, "no path.csv of other volumes"
+
+
+def test_the_folder_above_is_a_folder_like_others(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "keep.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "inner")
+    assert main(["decode", str(trained.path), "-o", "..", "-z", "0", "0", "--workers", "0"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"inner", "keep.txt", "vol_000.mrc", "z_values.txt"}
+
+
+@pytest.mark.parametrize(
+    ("output", "complaint"), [("s3://bucket/x", "this is a URL"), ("", "it is empty"), ("made.zip", "this is a folder")]
+)
+def test_places_that_cannot_be_written_are_refused(
+    trained: RunDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    output: str,
+    complaint: str,
+) -> None:
+    (tmp_path / "made.zip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["decode", str(trained.path), "-o", output, "-z", "0", "0", "--overwrite"]) == 2
+    assert complaint in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["made.zip"]
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         ([], "it is not said which volumes"),
-        (["--pc", "1", "--particles", "3"], "--particles, --pc: both say which volumes"),
+        (["--pc", "1", "--particles", "3"], "--particles, --pc: each says which volumes"),
         (["--pc", "3"], "--pc 3: z has 2 dimensions; pass a number from 1 to 2"),
         (["--pc", "1", "-n", "1"], "-n 1: a way has two ends"),
         (["--path", "3"], "--path 3: a way has two ends"),
@@ -105,7 +136,13 @@ def test_volumes_that_are_there_are_replaced_only_if_told(
         (["--path", "3,150", "--avg-neighbors", "1.1"], "between them particles are further apart than"),
         (["-z", "0"], "-z: its latents have 1 numbers, the run's 2"),
         (["--pc", "1", "-D", "15"], "-D 15: it is no even number"),
-        (["--pc", "1", "--low-pass", "0"], "--low-pass 0: it is not above 0"),
+        (["--pc", "1", "--low-pass", "0"], "--low-pass 0: it is no number above 0"),
+        (["--pc", "1", "--low-pass", "inf"], "--low-pass inf: it is no number above 0"),
+        (["-z", "nan", "0"], "-z: a latent holds values that are no numbers"),
+        (["--path", "3,3"], "--path 3,3: a particle follows itself"),
+        (["--particles", "3", "-n", "5"], "-n 5: it is for --path and --pc"),
+        (["--pc", "1", "--through", "line"], "--through line: it is for --path"),
+        (["--pc", "1", "--workers", "-1"], "--workers -1: it is a count"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(
