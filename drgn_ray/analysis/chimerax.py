@@ -14,8 +14,6 @@ from drgn_ray.analysis.volumes import read_mrc
 COLOURS = "tab20"  # of matplotlib
 VOLUMES_A_SECOND, PAUSE_FRAMES = 6, 10  # of a movie, on the screen and recorded
 LEVEL_PERCENTILE = 99.0  # of the voxels lie outside the surface
-
-
 _SCENE = ("set bgColor white", "lighting soft", "view")
 
 
@@ -33,7 +31,7 @@ def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
 def write_gallery(folder: Path, to: Path) -> None:
     """Show the volumes of a folder side by side, each in its colour."""
     volumes = _volumes(folder)
-    lines = _head(f"{len(volumes)} volumes side by side, in the colours of z_pca.png", to)
+    lines = [_head(f"{len(volumes)} volumes side by side, in the colours of z_pca.png", to)]
     for number, (volume, colour) in enumerate(zip(volumes, colours(len(volumes)), strict=True), start=1):
         level = surface_level(read_mrc(str(volume)).data)
         lines += [
@@ -50,7 +48,7 @@ def write_movie(folder: Path, to: Path) -> None:
     level = surface_level(read_mrc(str(volumes[len(volumes) // 2])).data)
     frames = 2 * len(volumes) * PAUSE_FRAMES
     lines = [
-        *_head(f"{len(volumes)} volumes, forth and back", to),
+        _head(f"{len(volumes)} volumes, forth and back", to),
         f"open {folder.relative_to(to.parent)}/vol_*.mrc vseries true",
         f"volume #1 level {level:.5g} color {colours(1)[0]} step 1",
         *_SCENE,
@@ -63,8 +61,8 @@ def write_movie(folder: Path, to: Path) -> None:
     to.write_text("\n".join(lines))
 
 
-def _head(title: str, to: Path) -> list[str]:
-    return [f"# {title}. In this folder, type: chimerax {to.name}"]
+def _head(title: str, to: Path) -> str:
+    return f"# {title}. In this folder, type: chimerax {to.name}"
 
 
 def _volumes(folder: Path) -> list[Path]:

@@ -64,12 +64,11 @@ class TrainedRun:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row for every particle: ``source_row``, its latent ``z0``, ``z1``, ..., and ``cluster`` of its k-means.
+        """`Latents.table`, with the ``cluster`` of every particle.
 
         Clusters are of the newest analysis; there is no such column before the first.
         """
-        table = pd.DataFrame({f"z{axis}": values for axis, values in enumerate(self.latents.z.T)})
-        table.insert(0, "source_row", self.latents.source_row)
+        table = self.latents.table()
         found = sorted(self.directory.path.glob("analyze.*/kmeans*/labels.csv"), key=_age)
         if found:
             table = table.merge(pd.read_csv(found[-1]).rename(columns={"label": "cluster"}), how="left")

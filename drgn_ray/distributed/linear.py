@@ -69,8 +69,8 @@ IMAGES_A_PART = 4_000
 MOST_TASKS = 128
 SLAB_BYTES = 2 << 30  # of the sums over all shells, that a task makes at a time
 SLABS_IN_TASK = 2  # its own and what it sends
-SUMS_HERE = 1.6  # of the sums' bytes: themselves, and what solving them takes
-SUMS_TO_BEND = 3.6  # of two parts of the particles, and of fewer volumes
+SUMS_HERE = 2.0  # of the sums' bytes: themselves, and what solving them takes
+SUMS_TO_BEND = 4.0  # of two parts of the particles, and of fewer volumes
 
 Listen = Callable[[int, Mapping[str, float]], None]
 

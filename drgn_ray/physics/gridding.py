@@ -348,10 +348,10 @@ def insert_moments_with_torch(
     flat = sums.view(-1, sums.shape[-1])
     _, side, half_side, _ = sums.shape
     for index, share in _neighbours(where, (side, side, half_side)):
-        in_slab = index - first_plane * side * half_side
-        if len(sums) == side:
+        if len(sums) == side:  # all planes: nothing to sort out, which a GPU would have to be waited for
             flat.index_add_(0, index.flatten(), (share[..., None] * rows).flatten(0, 1))
             continue
+        in_slab = index - first_plane * side * half_side
         inside = (in_slab >= 0) & (in_slab < len(flat))
         flat.index_add_(0, in_slab[inside], share[inside][:, None] * rows[inside])
 

@@ -60,14 +60,18 @@ class Latents(NamedTuple):
             )
         return where
 
-    def save(self, path: Path) -> None:
-        """Write as ``.npz``, and as ``.parquet`` beside it (columns source_row, z0, z1, ..., z0_logvar, ...)."""
-        partial = path.with_name(f".{path.name}.partial.npz")
-        np.savez(partial, **self._asdict())
+    def table(self) -> pd.DataFrame:
+        """Return a row for every particle: ``source_row``, ``z0``, ``z1``, ..., ``z0_logvar``, ..."""
         columns = {f"z{i}": column for i, column in enumerate(self.z.T)}
         columns |= {f"z{i}_logvar": column for i, column in enumerate(self.z_logvar.T)}
+        return pd.DataFrame({"source_row": self.source_row, **columns})
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``, and the `table` as ``.parquet`` beside it."""
+        partial = path.with_name(f".{path.name}.partial.npz")
+        np.savez(partial, **self._asdict())
         table = partial.with_suffix(".parquet")
-        pd.DataFrame({"source_row": self.source_row, **columns}).to_parquet(table)
+        self.table().to_parquet(table)
         table.replace(path.with_suffix(".parquet"))
         partial.replace(path)
 

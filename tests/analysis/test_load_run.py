@@ -29,7 +29,7 @@ def test_its_latents_and_clusters_are_those_of_the_analysis(path: Path) -> None:
     labels = pd.read_csv(next(path.glob("analyze.*/kmeans*/labels.csv")))
     assert run.table["source_row"].tolist() == list(range(300))
     assert run.table["cluster"].tolist() == labels["label"].tolist()
-    assert np.array_equal(run.table.filter(regex=r"^z\d").to_numpy(), run.latents.z)
+    assert np.array_equal(run.table.filter(regex=r"^z\d+$").to_numpy(), run.latents.z)
 
 
 def test_its_volumes_are_those_that_decode_writes(path: Path, tmp_path: Path) -> None:
