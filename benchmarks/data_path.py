@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -48,8 +48,7 @@ def main() -> int:
     """Make the store, time every way by turns, and print the table."""
     arguments = _parse()
     if arguments.one:
-        print(json.dumps(_measure(arguments, *arguments.one)))
-        return 0
+        _measure(arguments, *arguments.one)
     with tempfile.TemporaryDirectory(prefix="data_path_", dir=arguments.folder) as folder:
         arguments.store = arguments.store or str(Path(folder, "particles.zarr"))
         if not Path(arguments.store).exists():
@@ -128,8 +127,8 @@ def _in_a_process(arguments: argparse.Namespace, way: str, work: str) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measure(arguments: argparse.Namespace, way: str, work: str) -> dict[str, float]:
-    """Take batches for about so long; images a (core-)second, and by how many MiB memory grew."""
+def _measure(arguments: argparse.Namespace, way: str, work: str) -> NoReturn:
+    """Take batches for about so long, print images a (core-)second and by how many MiB memory grew, and end."""
     store = ParticleStore(arguments.store)
     order = ParticleOrder(len(store), store.chunk_size, 0, 0.0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -156,19 +155,18 @@ def _measure(arguments: argparse.Namespace, way: str, work: str) -> dict[str, fl
             break
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return {"images_per_second": images / (clock() - start), "grown_mib": _resident_mib() - before}
+    print(json.dumps({"images_per_second": images / (clock() - start), "grown_mib": _resident_mib() - before}))
+    sys.stdout.flush()
+    os._exit(0)  # with `batches` open: Ray Data still reads ahead, and would meet a Ray that is gone
 
 
 def _batches(way: str, store: ParticleStore, order: ParticleOrder, size: int) -> Iterator[Mapping[str, Tensor]]:
     if way != "ray":
         for index in range(1_000_000):
             yield from stream_slice(store, order, index, size)
-    import ray
-
     from drgn_ray.distributed.cluster import connected
     from drgn_ray.distributed.reader import slice_dataset, stream_batches
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     with connected(num_cpus=max(os.cpu_count() or 1, 2)):
         shard = slice_dataset(store, order, 0).iterator()
         for index in range(1_000_000):

@@ -2,7 +2,7 @@
 
 Which latents: those of --particles, one -z, those of a --z-file, or those along a way: --path goes from particle to
 particle, along the particles that lie between them or in a straight line (--through line), and --pc along a principal
-component. A way also gets path.csv and path.png: where it goes, and how many particles there are.
+component. A way also gets path.csv and path.png (where it goes, and how many particles there are) and path.mp4.
 
 drgn-ray decode runs/a --particles 0,17,1204 -o volumes/
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from drgn_ray.training.run_directory import RunDirectory
 
 WAYS = "--particles", "-z", "--z-file", "--path", "--pc"
-OURS = "vol_*.mrc", "z_values.txt", "path.csv", "path.png"
+OURS = "vol_*.mrc", "z_values.txt", "path.csv", "path.png", "path.mp4"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _decode(arguments: Arguments) -> None:
         size, apix = finish.side(store.info.box_size), finish.apix(store.info.box_size, store.info.apix)
         frame.result(f"{len(z)} volume{'s' * (len(z) > 1)} of {size} px, {apix:.4g} Å/px")
         if is_way:
-            frame.result("where the way goes: path.csv, path.png")
+            frame.result("where the way goes: path.csv, path.png; a movie: path.mp4")
 
 
 def _output(arguments: Arguments) -> Path:
@@ -161,6 +161,8 @@ def _write(
     import tempfile
     from pathlib import Path
 
+    from drgn_ray.analysis.surface import framed, write_movie
+    from drgn_ray.analysis.volumes import volume_files
     from drgn_ray.distributed.decode import decode_folders
 
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
@@ -169,6 +171,8 @@ def _write(
         if is_way:
             _describe_way(run, z, folder)
         decode_folders(run, {folder: z}, finish, arguments.num_workers)
+        if is_way:
+            write_movie(framed(volume_files(folder)), folder / "path.mp4")
         if output.suffix == ".zip":
             Path(shutil.make_archive(str(Path(place, "made")), "zip", folder)).replace(output)
             return

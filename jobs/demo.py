@@ -43,7 +43,7 @@ def _demo(arguments: Arguments) -> None:
     from drgn_ray.errors import ConfigError
     from drgn_ray.particles.store import ParticleStore, StoreWriter
     from drgn_ray.training.run_directory import RunDirectory
-    from jobs.finish import analyze_run
+    from jobs.finish import EXPLORER, analyze_run
     from jobs.frame import job_frame
     from jobs.pipeline import tracked_run, train_run
 
@@ -74,8 +74,9 @@ def _demo(arguments: Arguments) -> None:
             analysis = analyze_run(run, tracked)
         frame.result(*_compare(run, read_truth(folder), store, analysis))
         frame.result(
-            f"volumes {analysis.kmeans_folder}  (in ChimeraX: open vol_*.mrc)",
-            f"latents {run.latents_file}",
+            f"explorer {analysis.folder / EXPLORER}  (open it in a browser)",
+            f"volumes  {analysis.kmeans_folder}  (in ChimeraX: open vol_*.mrc)",
+            f"latents  {run.latents_file}",
         )
 
 

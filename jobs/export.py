@@ -48,6 +48,8 @@ class Arguments:
     """Another labels.csv (columns source_row, label) for --clusters."""
     latent_box: str | None = None
     """Keep the particles in a box of the run's latent space, as z0:-1:0.5,z2::3."""
+    lasso: str | None = None
+    """Keep the particles in a polygon of the run's latent space, as the explorer writes it."""
     others: bool = False
     """Keep the particles that are not selected instead."""
     sym: str = "C1"
@@ -112,7 +114,7 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
     import numpy as np
 
     from conversions.cryodrgn import read_selection_of
-    from drgn_ray.analysis.selection import in_box, in_clusters, newest_labels
+    from drgn_ray.analysis.selection import in_box, in_clusters, in_lasso, newest_labels
     from drgn_ray.errors import ConfigError
     from drgn_ray.training.embed import latents_of
 
@@ -128,6 +130,8 @@ def _selected_rows(arguments: Arguments, run: RunDirectory | None, store: Partic
     if arguments.latent_box is not None:
         latents = latents_of(_needed(run, "--latent-box"))
         keep &= np.isin(source_row, in_box(latents, arguments.latent_box))
+    if arguments.lasso is not None:
+        keep &= np.isin(source_row, in_lasso(_needed(run, "--lasso"), arguments.lasso))
     rows = np.flatnonzero(keep != arguments.others)
     if not len(rows):
         raise ConfigError("export", "the selection keeps no particle", "widen it")

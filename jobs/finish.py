@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
 from drgn_ray.analysis.analyze import Analysis, analyze
-from drgn_ray.analysis.chimerax import write_gallery, write_movie
+from drgn_ray.analysis.chimerax import write_gallery, write_series
 from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
+from drgn_ray.analysis.explorer import by_category, of_particles, write_explorer
 from drgn_ray.analysis.states import (
     LEAST_NEIGHBORS,
     State,
@@ -21,11 +24,14 @@ from drgn_ray.analysis.states import (
     usual_neighbors,
 )
 from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
-from drgn_ray.analysis.volumes import decode
+from drgn_ray.analysis.surface import framed, write_movie
+from drgn_ray.analysis.umap import umap, write_umap
+from drgn_ray.analysis.volumes import decode, volume_files
 from drgn_ray.config import RunConfig
 from drgn_ray.distributed.backproject import back_project
 from drgn_ray.distributed.decode import decode_folders
 from drgn_ray.distributed.embed import embed
+from drgn_ray.distributed.tasks import beside
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.backproject import Assignment, Method, half_maps
@@ -41,20 +47,26 @@ from drgn_ray.training.loop import particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+EXPLORER = "explorer.html"
 # Of the comparison with back-projections, whose cost is then the same for all large sets.
 NUM_STATES, MOST_NEIGHBORS, MOST_OF_CONSENSUS = 8, 2_000, 20_000
 RESOLUTIONS = {"resolution_0.5": HALF, "resolution_0.143": GOLD_STANDARD}  # metrics of MLflow, Å
 
 
 def finish_run(
-    run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
+    run: RunDirectory,
+    tracked: TrackedRun,
+    *,
+    ksample: int | None = None,
+    num_pcs: int | None = None,
+    with_umap: bool = False,
 ) -> list[str]:
     """Analyse a run as befits its model; lines on where the results are."""
     config = run.config()
     if not trained_zdim(run, config, ParticleStore(config.particles)):
         return reconstruct_run(run, tracked)
-    analysis = analyze_run(run, tracked, ksample=ksample, num_pcs=num_pcs)
-    return [f"picture {analysis.folder / 'z_pca.png'}", f"volumes {analysis.kmeans_folder}"]
+    analysis = analyze_run(run, tracked, ksample=ksample, num_pcs=num_pcs, with_umap=with_umap)
+    return [f"explorer {analysis.folder / EXPLORER}", f"volumes  {analysis.kmeans_folder}"]
 
 
 def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
@@ -78,7 +90,12 @@ def reconstruct_run(run: RunDirectory, tracked: TrackedRun) -> list[str]:
 
 
 def analyze_run(
-    run: RunDirectory, tracked: TrackedRun, *, ksample: int | None = None, num_pcs: int | None = None
+    run: RunDirectory,
+    tracked: TrackedRun,
+    *,
+    ksample: int | None = None,
+    num_pcs: int | None = None,
+    with_umap: bool = False,
 ) -> Analysis:
     """Embed every particle, analyse, and copy all of it to MLflow."""
     config = run.config()
@@ -91,10 +108,14 @@ def analyze_run(
     ksample = min(20, len(latents.z)) if ksample is None else ksample
     num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
     analysis = analyze(latents, position, folder, ksample=ksample, num_pcs=num_pcs)
-    decode_folders(run, analysis.volumes)
-    write_gallery(analysis.kmeans_folder, folder / "view_kmeans.cxc")
-    for component in range(num_pcs):
-        write_movie(folder / f"pc{component + 1}", folder / f"movie_pc{component + 1}.cxc")
+    with beside(partial(umap, latents.z)) if with_umap else nullcontext() as coordinates:
+        decode_folders(run, analysis.volumes)
+        write_gallery(analysis.kmeans_folder, folder / "view_kmeans.cxc")
+        for component in range(num_pcs):
+            along = folder / f"pc{component + 1}"
+            write_series(along, folder / f"movie_{along.name}.cxc")
+            write_movie(framed(volume_files(along)), folder / f"movie_{along.name}.mp4")
+        explore(run, store, latents, analysis, None if coordinates is None else coordinates())
     comparison = compare_run(run, config, store, model)
     clusters = analysis.clusters.particles
     spread = np.unique(np.linspace(0, len(clusters) - 1, NUM_STATES).round().astype(int))  # along the first component
@@ -112,8 +133,33 @@ def analyze_run(
         logger.info("%s: %s", supported.about, supported)
         named = {name.replace(" ", "_"): float(supported.scores(name).mean()) for name in supported.curves}
         tracked.metrics({f"states_fsc/{name}": score for name, score in named.items()}, position.images_seen)
-    tracked.note(summary(run, store.info, position, analysis, comparison, supported, model.describe()))
+    explorer = tracked.link_to(f"{folder.name}/{EXPLORER}")
+    tracked.note(summary(run, store.info, position, analysis, comparison, supported, model.describe(), explorer))
     return analysis
+
+
+def explore(
+    run: RunDirectory,
+    store: ParticleStore,
+    latents: Latents,
+    analysis: Analysis,
+    coordinates: Float32[np.ndarray, "N 2"] | None,
+) -> None:
+    """Write the explorer of an analysis, and UMAP's coordinates if there are any."""
+    by = [
+        by_category("k-means", analysis.clusters.labels),
+        by_category("Gaussian mixture", analysis.mixture.labels),
+        *of_particles(store.columns, latents.source_row),
+    ]
+    folders = {_group_name(folder): folder for folder in analysis.volumes}
+    if coordinates is not None:
+        write_umap(analysis.folder, latents.source_row, coordinates)
+    write_explorer(analysis.folder / EXPLORER, run.path, latents, analysis.pca, by, folders, coordinates)
+
+
+def _group_name(folder: Path) -> str:
+    name = folder.name
+    return f"PC{name[2:]}" if name.startswith("pc") else "k-means centres" if "kmeans" in name else "Gaussian means"
 
 
 def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, model: Model) -> Comparison | None:

@@ -1,4 +1,4 @@
-"""The standard analysis of a run: ``analyze.N/`` with PCA, k-means and their volumes."""
+"""The standard analysis of a run: ``analyze.N/`` with PCA, k-means, discrete states and their volumes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+import pyarrow as pa
+from jaxtyping import Float, Int, Shaped
+from pyarrow import csv
 
-from drgn_ray.analysis.figures import learning_curve, pca_figure
-from drgn_ray.analysis.latent_space import Clusters, PrincipalComponents, cluster, principal_components
+from drgn_ray.analysis.figures import dimensions_figure, learning_curve, mixture_figure, pca_figure
+from drgn_ray.analysis.latent_space import (
+    Clusters,
+    Mixture,
+    PrincipalComponents,
+    cluster,
+    kl_divergence,
+    mixture,
+    principal_components,
+)
 from drgn_ray.analysis.paths import along_component
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.embed import Latents
+from drgn_ray.training.loop import ACTIVE_NATS
 
 VOLUMES_ALONG_PC = 10
 
@@ -32,6 +43,7 @@ class Analysis:
     folder: Path
     pca: PrincipalComponents
     clusters: Clusters
+    mixture: Mixture
     kmeans_folder: Path
     volumes: Mapping[Path, Float[np.ndarray, "n Z"]]
 
@@ -49,19 +61,39 @@ def analyze(latents: Latents, position: Position, folder: Path, *, ksample: int,
         Principal components along which there are volumes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pca, clusters = principal_components(latents.z), cluster(latents.z, ksample)
+    pca, clusters, states = principal_components(latents.z), cluster(latents.z, ksample), mixture(latents.z)
     pca_figure(pca, clusters).savefig(folder / "z_pca.png", dpi=150)
+    mixture_figure(pca, states).savefig(folder / "z_gmm.png", dpi=150)
+    divergence = kl_divergence(latents.z, latents.z_logvar)
+    dimensions_figure(divergence).savefig(folder / "latent_dimensions.png", dpi=150)
+    pd.DataFrame(
+        {
+            "dimension": [f"z{axis}" for axis in range(len(divergence))],
+            "kl_nats": divergence,
+            "variance": latents.z.var(axis=0),
+            "is_active": divergence > ACTIVE_NATS,
+        }
+    ).to_csv(folder / "latent_dimensions.csv", index=False, float_format="%.6g")
     if any("train_epoch/loss" in line for line in position.history):  # a subspace is fitted at once
         learning_curve(position.history).savefig(folder / "learning_curve.png", dpi=150)
     kmeans_folder = folder / f"kmeans{len(clusters.particles)}"
-    kmeans_folder.mkdir(exist_ok=True)
-    pd.DataFrame({"source_row": latents.source_row, "label": clusters.labels}).to_csv(
-        kmeans_folder / "labels.csv", index=False
-    )
-    np.savetxt(kmeans_folder / "centers.txt", latents.z[clusters.particles])
-    np.savetxt(kmeans_folder / "centers_ind.txt", latents.source_row[clusters.particles], fmt="%d")
-    volumes = {kmeans_folder: latents.z[clusters.particles]}
+    _write_labels(kmeans_folder, latents, clusters.particles, {"label": clusters.labels})
+    gmm_folder = folder / f"gmm{len(states.particles)}"
+    _write_labels(gmm_folder, latents, states.particles, {"label": states.labels, "probability": states.probability})
+    volumes = {kmeans_folder: latents.z[clusters.particles], gmm_folder: latents.z[states.particles]}
     for component in range(num_pcs):
         along = along_component(latents.z, pca, component, VOLUMES_ALONG_PC)
         volumes[folder / f"pc{component + 1}"] = along
-    return Analysis(folder, pca, clusters, kmeans_folder, volumes)
+    return Analysis(folder, pca, clusters, states, kmeans_folder, volumes)
+
+
+def _write_labels(
+    folder: Path, latents: Latents, centres: Int[np.ndarray, " K"], columns: Mapping[str, Shaped[np.ndarray, " N"]]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    table = pa.table({"source_row": latents.source_row, **columns})
+    csv.write_csv(
+        table, folder / "labels.csv", csv.WriteOptions(quoting_style="none")
+    )  # pandas takes seconds a million
+    np.savetxt(folder / "centers.txt", latents.z[centres])
+    np.savetxt(folder / "centers_ind.txt", latents.source_row[centres], fmt="%d")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.colors import to_hex
 
-from drgn_ray.analysis.volumes import read_mrc
+from drgn_ray.analysis.volumes import read_mrc, volume_files
 
 COLOURS = "tab20"  # of matplotlib
 VOLUMES_A_SECOND, PAUSE_FRAMES = 6, 10  # of a movie, on the screen and recorded
@@ -30,7 +30,7 @@ def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
 
 def write_gallery(folder: Path, to: Path) -> None:
     """Show the volumes of a folder side by side, each in its colour."""
-    volumes = _volumes(folder)
+    volumes = volume_files(folder)
     lines = [_head(f"{len(volumes)} volumes side by side, in the colours of z_pca.png", to)]
     for number, (volume, colour) in enumerate(zip(volumes, colours(len(volumes)), strict=True), start=1):
         level = surface_level(read_mrc(str(volume)).data)
@@ -42,9 +42,9 @@ def write_gallery(folder: Path, to: Path) -> None:
     to.write_text("\n".join(lines))
 
 
-def write_movie(folder: Path, to: Path) -> None:
+def write_series(folder: Path, to: Path) -> None:
     """Play the volumes of a folder forth and back, all at one level; how to record it is said in the file."""
-    volumes = _volumes(folder)
+    volumes = volume_files(folder)
     level = surface_level(read_mrc(str(volumes[len(volumes) // 2])).data)
     frames = 2 * len(volumes) * PAUSE_FRAMES
     lines = [
@@ -63,7 +63,3 @@ def write_movie(folder: Path, to: Path) -> None:
 
 def _head(title: str, to: Path) -> str:
     return f"# {title}. In this folder, type: chimerax {to.name}"
-
-
-def _volumes(folder: Path) -> list[Path]:
-    return sorted(folder.glob("vol_*.mrc"), key=lambda path: (len(path.name), path.name))  # 1000 comes after 999

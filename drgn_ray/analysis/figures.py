@@ -12,11 +12,12 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from drgn_ray.analysis.chimerax import colours
-from drgn_ray.analysis.latent_space import Clusters, PrincipalComponents
+from drgn_ray.analysis.latent_space import Clusters, Mixture, PrincipalComponents, drawn
 
 VIEW_HEXAGONS = (36, 10)  # along and across a map twice as wide as high: regular ones
 LEGEND_ROOM = 1.3  # times the height of the bars, so that a legend is not over them
 HISTOGRAM_BINS = 40
+SHOWN_POINTS = 20_000
 SHOWN_GROUPS = 6  # optics groups with a colour of their own
 
 
@@ -35,6 +36,38 @@ def pca_figure(pca: PrincipalComponents, clusters: Clusters) -> Figure:
     axes.set_xlabel(f"PC1 ({pca.variance_share[0]:.0%} of the variance)")
     axes.set_ylabel(f"PC2 ({pca.variance_share[1]:.0%})" if len(pca.variance_share) > 1 else "")
     axes.set_title(f"{len(x):,} particles; numbers are k-means volumes")
+    return figure
+
+
+def mixture_figure(pca: PrincipalComponents, states: Mixture) -> Figure:
+    """BIC over the number of Gaussians, and the particles of each of the best number of them."""
+    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts, best = np.arange(1, len(states.bic) + 1), len(states.particles)
+    left.plot(counts, states.bic - states.bic.min(), marker="o")
+    left.axvline(best, color="grey", linestyle="--", linewidth=0.8)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set(xlabel="Gaussians", ylabel="BIC a particle, above the least")
+    left.set_title(f"of {states.num_fitted:,} particles; least at {best}")
+    few = drawn(len(pca.scores), SHOWN_POINTS)
+    x = pca.scores[few, 0]
+    y = pca.scores[few, 1] if pca.scores.shape[1] > 1 else np.zeros_like(x)
+    shades = np.array(colours(best))
+    right.scatter(x, y, s=2, c=shades[states.labels[few]], linewidth=0, rasterized=True)
+    for number, share in enumerate(states.share):
+        right.scatter([], [], c=shades[number], label=f"{number}: {share:.0%}")
+    right.legend(loc="upper right", fontsize=8)
+    right.set(xlabel="PC1", ylabel="PC2", title="particles by their likeliest Gaussian")
+    return figure
+
+
+def dimensions_figure(divergence: Float[np.ndarray, " Z"]) -> Figure:
+    """Mean KL divergence from the prior, by dimension of the latent."""
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(np.arange(len(divergence)), divergence)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="dimension of z", ylabel="KL divergence, nats", title="a dimension at 0 is not used")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Choosing particles: by k-means cluster, or by a box in the latent space; results are source rows."""
+"""Choosing particles: by k-means cluster, or by a box or a lasso in the latent space; results are source rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
+from matplotlib.path import Path as Polygon
 
+from drgn_ray.analysis.latent_space import principal_components
+from drgn_ray.analysis.umap import UMAP_FILE
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.training.embed import Latents
+from drgn_ray.training.embed import Latents, latents_of
 from drgn_ray.training.run_directory import RunDirectory
 
 _RANGE = re.compile(r"z(\d+):([^:]*):([^:]*)")
@@ -75,6 +78,38 @@ def in_box(latents: Latents, box: str) -> Int[np.ndarray, " n"]:
             latents.z[:, axis] <= (np.inf if high is None else high)
         )
     return latents.source_row[inside]
+
+
+def in_lasso(run: RunDirectory, lasso: str) -> Int[np.ndarray, " n"]:
+    """Source rows of the particles in a polygon, written as the explorer does: pc1,pc2:0.1,0.2:0.3,0.2:0.2,0.5.
+
+    Coordinates are of the latent (z0), of its principal components (pc1), or UMAP's (umap1), which a run has after
+    ``analyze --umap`` for as many particles as UMAP embedded.
+    """
+    axes, *corners = lasso.split(":")
+    names = axes.split(",")
+    try:
+        polygon = np.array([[float(number) for number in corner.split(",")] for corner in corners])
+        if len(names) != 2 or len(polygon) < 3 or polygon.shape[1] != 2:
+            raise ValueError(f"{len(names)} axes, {len(polygon)} corners")
+    except ValueError as error:
+        raise ConfigError("--lasso", f"{lasso[:40]!r} is no polygon ({error})", "pass axes and corners") from error
+    table = _coordinates(run)
+    for name in names:
+        if name not in table:
+            raise ConfigError("--lasso", f"{run.path} has no {name}", f"pass two of {', '.join(table.columns[1:])}")
+    inside = Polygon(polygon).contains_points(table[names])
+    return table["source_row"].to_numpy()[inside]
+
+
+def _coordinates(run: RunDirectory) -> pd.DataFrame:
+    latents = latents_of(run)
+    pca = principal_components(latents.z)
+    columns = {f"z{axis}": values for axis, values in enumerate(latents.z.T)}
+    columns |= {f"pc{axis + 1}": values for axis, values in enumerate(pca.scores.T)}
+    table = pd.DataFrame({"source_row": latents.source_row, **columns})
+    newest = max(run.path.glob(f"analyze.*/{UMAP_FILE}"), key=lambda path: path.stat().st_mtime, default=None)
+    return table if newest is None else table.merge(pd.read_csv(newest), how="left")
 
 
 def row_numbers(particles: str, flag: str) -> Int[np.ndarray, " n"]:

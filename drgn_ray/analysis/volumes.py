@@ -32,6 +32,11 @@ def write_mrc(path: Path, volume: Float[np.ndarray, "Z Y X"], apix: float, label
     partial.replace(path)
 
 
+def volume_files(folder: Path) -> list[Path]:
+    """Find ``vol_000.mrc``, ``vol_001.mrc``, ... of a folder, in the order of their numbers."""
+    return sorted(folder.glob("vol_*.mrc"), key=lambda path: (len(path.name), path.name))  # 1000 comes after 999
+
+
 class MrcVolume(NamedTuple):
     """A volume (z, y, x) and its voxel size, Å."""
 
@@ -103,12 +108,19 @@ def _loaded(run_path: str, particles: str, images_seen: int) -> tuple[Model, Sto
     return trained_model(run, run.config(), store, device), store.info
 
 
-def slice_montage(volume: Float[np.ndarray, "D D D"], num_slices: int = 8) -> UInt8[np.ndarray, "h w"]:
-    """Evenly spaced z slices in two rows, grey from 0 (and below) to the 99.95th percentile."""
+def brightest(volume: Float[np.ndarray, "D D D"]) -> float:
+    """Density that all but one in two thousand voxels are below."""
+    return max(float(np.percentile(volume, 99.95)), 1e-12)
+
+
+def slice_montage(
+    volume: Float[np.ndarray, "D D D"], white: float | None = None, num_slices: int = 8
+) -> UInt8[np.ndarray, "h w"]:
+    """Evenly spaced z slices in two rows, grey from 0 (and below) to `white`; None: the volume's `brightest`."""
     size = volume.shape[0]
     positions = np.linspace(0.2 * size, 0.8 * size, num_slices).astype(int)
     rows = np.array_split(volume[positions], 2)
     tiled = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    grey = np.clip(tiled / max(float(np.percentile(volume, 99.95)), 1e-12), 0, 1)
-    enlarge = max(1, 128 // size)
+    grey = np.clip(tiled / (white or brightest(volume)), 0, 1)
+    enlarge = max(1, 256 // size)
     return np.kron((255 * grey).astype(np.uint8), np.ones((enlarge, enlarge), np.uint8))

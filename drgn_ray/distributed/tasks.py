@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -82,6 +83,24 @@ def run_tasks(
                 yield from cast("list[T]", finished) if keep else ray.get(finished)
             except RayTaskError as error:
                 raise user_error_in(error) or error from None
+
+
+@contextmanager
+def beside(task: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Do work of one CPU beside what this process does, where a Ray runs; what is yielded waits for its result.
+
+    Without a Ray the work is done when its result is asked for.
+    """
+    if not is_cluster_there():
+        yield task
+        return
+    import ray
+
+    from drgn_ray.distributed.cluster import connected
+
+    with connected():
+        running = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_call).remote(task)
+        yield lambda: ray.get(running)
 
 
 def is_cluster_there() -> bool:

@@ -94,12 +94,12 @@ def resample(volume: Float[np.ndarray, "D D D"], box_size: int) -> Float[np.ndar
     if box_size == size:
         return volume  # with its Nyquist frequencies
     half = min(size, box_size) // 2
-    spectrum = np.fft.fftn(volume)
+    spectrum = np.fft.rfftn(volume)
     kept = np.arange(-half + 1, half)  # without Nyquist, whose two signs are one sample
-    new = np.zeros((box_size,) * 3, complex)
-    new[np.ix_(kept, kept, kept)] = spectrum[np.ix_(kept, kept, kept)]
+    new = np.zeros((box_size, box_size, box_size // 2 + 1), spectrum.dtype)
+    new[np.ix_(kept, kept, kept[half - 1 :])] = spectrum[np.ix_(kept, kept, kept[half - 1 :])]
     # The origin is voxel D/2 in both, which is the phase (-1)^(kx+ky+kz) whatever the size.
-    return (np.fft.ifftn(new).real * (box_size / size) ** 3).astype(np.float32)
+    return (np.fft.irfftn(new, (box_size,) * 3, (0, 1, 2)) * (box_size / size) ** 3).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{_server(uri)}/#/experiments/{experiment_id}/runs/{run_id}?{_VIEW}"
 
 
+def artifact_link(experiment_id: str, run_id: str, path: str) -> str:
+    """Link to an artifact from within the interface, whatever its server's address."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{_VIEW}"
+
+
 def experiment_link(uri: str, experiment_id: str) -> str:
     """Link to an experiment's charts."""
     return f"{_server(uri)}/#/experiments/{experiment_id}/runs?{_VIEW}&compareRunsMode=CHART"

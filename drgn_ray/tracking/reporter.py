@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from drgn_ray.analysis.volumes import slice_montage
+from drgn_ray.analysis.volumes import brightest, slice_montage
 from drgn_ray.models.model import Model
 from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.report import LogReporter, Metrics, Reporter, Reporters
 from drgn_ray.training.run_directory import RunDirectory
 
-_EPOCH_METRIC = "epoch_done"
+_EPOCH_METRIC, _WHITE = "epoch_done", "drgn_ray.white"
+LATER_IS_BRIGHTER = 1.5  # than the volume after the first epoch, at most
 
 
 class MlflowReporter:
@@ -19,6 +20,7 @@ class MlflowReporter:
 
     def __init__(self, tracked: TrackedRun) -> None:
         self.tracked = tracked
+        self.white: float | None = None
 
     def begin(self, position: Position) -> None:
         """Log epochs that were finished but not logged when the run was interrupted."""
@@ -34,7 +36,11 @@ class MlflowReporter:
     def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """Log an epoch and what the volume at the mean latent looks like by now."""
         self._epoch_metrics(step, metrics)
-        self.tracked.image("volume_slices", slice_montage(model.decode_volume(z).cpu().numpy()), int(metrics["epoch"]))
+        volume = model.decode_volume(z).cpu().numpy()
+        if self.white is None:  # one range for all pictures, so that they can be compared
+            self.white = float(self.tracked.tag(_WHITE) or LATER_IS_BRIGHTER * brightest(volume))
+            self.tracked.set_tag(_WHITE, f"{self.white:.6g}")
+        self.tracked.image("volume_slices", slice_montage(volume, self.white), int(metrics["epoch"]))
 
     def _epoch_metrics(self, step: int, metrics: Metrics) -> None:
         named = {name: value for name, value in metrics.items() if name != "epoch"}

@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ResourceError
-from drgn_ray.tracking.location import run_link, tracking_uri
+from drgn_ray.tracking.location import artifact_link, run_link, tracking_uri
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,10 @@ class TrackedRun:
         """Address of the run's page."""
         return run_link(self.uri, self.experiment_id, self.run_id)
 
+    def link_to(self, path: str) -> str:
+        """Address of an artifact, for the run's note."""
+        return artifact_link(self.experiment_id, self.run_id, path)
+
     @_never_fatal
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log several metrics at a step (images seen)."""
@@ -83,6 +87,18 @@ class TrackedRun:
         """Copy a file or folder to the run."""
         log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         log(self.run_id, str(path), folder)
+
+    @_never_fatal
+    def set_tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self.client.set_tag(self.run_id, name, value)
+
+    def tag(self, name: str) -> str | None:
+        """Find a tag; None where it is not set, or MLflow does not answer."""
+        try:
+            return self.client.get_run(self.run_id).data.tags.get(name)
+        except MlflowException:
+            return None
 
     @_never_fatal
     def note(self, markdown: str) -> None:

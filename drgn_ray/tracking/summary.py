@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from jaxtyping import Int
+
 from drgn_ray.analysis.analyze import Analysis
 from drgn_ray.analysis.consensus import Correlation, resolutions
 from drgn_ray.analysis.support import Support
@@ -19,6 +22,7 @@ def summary(
     comparison: Comparison | None,
     supported: Support | None,
     described: str,
+    explorer: str,
 ) -> str:
     """Markdown of a finished run.
 
@@ -30,6 +34,8 @@ def summary(
         With back-projections of states, if there are particles enough.
     described
         What the model is, in words.
+    explorer
+        Address of the page.
     """
     last = position.history[-1] if position.history else {}
     shares = ", ".join(f"{share:.0%}" for share in analysis.pca.variance_share[:4])
@@ -41,6 +47,8 @@ def summary(
         *((label, f"{last[key]:.4f}") for label, key in _LOSSES if key in last),
         *((label, f"{last[key]:.0f} of {len(analysis.pca.variance_share)}") for label, key in _COUNTS if key in last),
         ("variance of PC1, PC2, ...", shares),
+        ("k-means clusters", _sizes(analysis.clusters.labels)),
+        ("Gaussian mixture", f"{_sizes(analysis.mixture.labels)}, by BIC"),
         *(() if comparison is None else _compared(comparison)),
         *(() if supported is None else ((supported.about, str(supported)),)),
     ]
@@ -53,7 +61,8 @@ def summary(
 |---|---|
 {table}
 
-**Look** at `{analysis.folder.name}/z_pca.png` and, in ChimeraX, at the volumes of the k-means centres:
+**Look** at the [explorer]({explorer}): latents beside volumes, and a lasso to choose particles. In ChimeraX,
+the volumes of the k-means centres:
 
     cd {analysis.folder}; chimerax view_kmeans.cxc{movie}
 
@@ -62,6 +71,11 @@ def summary(
     drgn-ray decode {run.path} --particles 0,17,1204 -o volumes/
     drgn-ray analyze {run.path} --ksample 50
 {longer}"""
+
+
+def _sizes(labels: Int[np.ndarray, " N"]) -> str:
+    counts = np.bincount(labels)
+    return f"{len(counts)}, of {counts.min():,} to {counts.max():,} particles"
 
 
 def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, against: Correlation) -> str:

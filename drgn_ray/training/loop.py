@@ -31,7 +31,7 @@ from drgn_ray.training.step import Step, autocast, pinned, to_device
 
 logger = logging.getLogger(__name__)
 Batches = Iterable[Mapping[str, Tensor]]
-_ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
+ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
 class Diverged(RunError):
@@ -220,7 +220,7 @@ def validate(
     metrics = {f"val/{name}": value for name, value in averages.items()}
     if not model.zdim:
         return metrics, mean
-    metrics["latent/active_dims"] = float((kld > _ACTIVE_NATS).sum())
+    metrics["latent/active_dims"] = float((kld > ACTIVE_NATS).sum())
     metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
     return metrics, mean
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drgn_ray.analysis.chimerax import colours, surface_level, write_gallery, write_movie
+from drgn_ray.analysis.chimerax import colours, surface_level, write_gallery, write_series
 from drgn_ray.analysis.volumes import read_mrc, write_mrc
 
 
@@ -41,7 +41,7 @@ def test_a_gallery_opens_every_volume_in_its_colour(folder: Path) -> None:
 
 def test_a_movie_plays_the_folder_at_the_level_of_its_middle(folder: Path) -> None:
     script = folder.parent / "movie_pc1.cxc"
-    write_movie(folder, script)
+    write_series(folder, script)
     (pattern,) = re.findall(r"^open (\S+) vseries true$", script.read_text(), re.MULTILINE)
     assert len(list(folder.parent.glob(pattern))) == 3
     (level,) = re.findall(r"level (\S+)", script.read_text())

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from drgn_ray.analysis.agreement import continuous_agreement, discrete_agreement, volume_correlation
-from drgn_ray.analysis.latent_space import cluster, principal_components
+from drgn_ray.analysis.latent_space import cluster, kl_divergence, mixture, principal_components
 
 
 def blobs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -55,3 +55,44 @@ def test_agreement_is_high_where_there_is_signal_and_chance_where_there_is_none(
 def test_correlation_of_a_volume_with_its_negative_is_minus_one() -> None:
     volume = np.random.default_rng(0).normal(size=(4, 4, 4))
     assert volume_correlation(volume, 3 - 2 * volume) == pytest.approx(-1)
+
+
+def test_the_axes_have_signs_of_their_own_whatever_the_order_of_the_particles() -> None:
+    z, _ = blobs()
+    axes = principal_components(z).axes
+    assert (axes[np.arange(3), np.abs(axes).argmax(axis=1)] > 0).all()
+    assert np.allclose(axes, principal_components(z[::-1]).axes)
+
+
+def test_a_mixture_finds_how_many_groups_there_are_and_whose_each_particle_is() -> None:
+    z, truth = blobs()
+    found = mixture(z)
+    assert len(found.particles) == found.bic.argmin() + 1 == 4
+    assert adjusted_rand_score(truth, found.labels) > 0.95
+    assert np.allclose(found.share, np.bincount(truth) / len(truth), atol=0.02)
+    assert (np.diff(principal_components(z).scores[found.particles, 0]) > 0).all()
+
+
+def test_a_mixture_of_one_group_is_one() -> None:
+    assert len(mixture(np.random.default_rng(0).normal(size=(500, 3))).particles) == 1
+
+
+def test_few_particles_are_told_by_as_few_gaussians_as_they_can_determine() -> None:
+    assert len(mixture(np.random.default_rng(0).normal(size=(5, 8))).particles) == 1
+
+
+def test_many_particles_are_assigned_to_centres_found_with_some_of_them() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=150_000)
+    z = np.stack([20.0 * truth, np.zeros(len(truth))], axis=1) + rng.normal(size=(len(truth), 2))
+    assert (cluster(z, 3).labels == truth).all()
+    assert (mixture(z, most_states=3).labels == truth).all()
+
+
+def test_a_dimension_that_says_nothing_has_no_divergence() -> None:
+    rng = np.random.default_rng(0)
+    used = rng.normal(size=20_000)
+    z, variance = np.stack([np.sqrt(0.9) * used, np.zeros(20_000)], axis=1), np.array([0.1, 1.0])
+    found = kl_divergence(z, np.log(np.tile(variance, (20_000, 1))))
+    assert found[0] == pytest.approx(-np.log(0.1) / 2, rel=0.02)  # the information of a Gaussian channel
+    assert found[1] == 0
