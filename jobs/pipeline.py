@@ -22,6 +22,7 @@ def tracked_run(run: RunDirectory, config: RunConfig, frame: Frame) -> Iterator[
     try:
         yield tracked
     except BaseException as error:
+        tracked.set_tag("drgn_ray.error", " ".join(str(error).split())[:500] or type(error).__name__)
         tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracked.end("FINISHED")

@@ -102,15 +102,27 @@ def path_figure(
 
 
 def learning_curve(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss of training and validation, and the KL divergence, by epoch."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Loss of training and validation, the KL divergence, and what each epoch still changed."""
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    left, right, change = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in history]
     for name, label in (("train_epoch", "training"), ("val", "held out")):
         if history and f"{name}/loss" in history[0]:
             left.plot(epochs, [line[f"{name}/loss"] for line in history], marker=".", label=label)
             right.plot(epochs, [line[f"{name}/kld"] for line in history], marker=".", label=label)
-    for axes in (left, right):
+    for name, label in (("latent", "latents, over their spread"), ("volume", "volumes, over their norm")):
+        key = f"convergence/{name}_change"
+        compared = [line for line in history if key in line]
+        if compared:
+            change.semilogy(
+                [line["epoch"] for line in compared], [line[key] for line in compared], marker=".", label=label
+            )
+    if change.lines:
+        change.legend()
+    else:
+        _unknown(change, "")
+    change.set(xlabel="epoch", ylabel="change since the epoch before")
+    for axes in (left, right, change):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="KL divergence, nats")

@@ -122,8 +122,9 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
         model.start_from(*found)
         if isinstance(model, CurvedSubspace) and model.zdim:
             _bend(model, store, chunks, workers)
-    metrics, z = validate(model, held_out(), torch.device("cpu"))
-    metrics |= {"epoch": 1, "perf/epoch_seconds": time.monotonic() - start}
+    metrics, z, _ = validate(model, held_out(), torch.device("cpu"))
+    position.seconds = time.monotonic() - start
+    metrics |= {"epoch": 1, "perf/epoch_seconds": position.seconds, "perf/seconds": position.seconds}
     position.history.append({"kind": "epoch", "step": seen, **metrics})
     save_checkpoint(run.checkpoints, position, model, None, config.resources.keep_checkpoints)
     reporter.epoch(seen, metrics, model, z)

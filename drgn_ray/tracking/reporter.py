@@ -8,10 +8,10 @@ from drgn_ray.analysis.volumes import brightest, slice_montage
 from drgn_ray.models.model import Model
 from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.checkpoint import Position
-from drgn_ray.training.report import LogReporter, Metrics, Reporter, Reporters
+from drgn_ray.training.report import LogReporter, Metrics, Reporter, Reporters, warning_of
 from drgn_ray.training.run_directory import RunDirectory
 
-_EPOCH_METRIC, _WHITE = "epoch_done", "drgn_ray.white"
+_EPOCH_METRIC, _WHITE, _WARNING = "epoch_done", "drgn_ray.white", "drgn_ray.warning"
 LATER_IS_BRIGHTER = 1.5  # than the volume after the first epoch, at most
 
 
@@ -36,6 +36,8 @@ class MlflowReporter:
     def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
         """Log an epoch and what the volume at the mean latent looks like by now."""
         self._epoch_metrics(step, metrics)
+        if warning_of(metrics) or self.tracked.tag(_WARNING):
+            self.tracked.set_tag(_WARNING, warning_of(metrics))
         volume = model.decode_volume(z).cpu().numpy()
         if self.white is None:  # one range for all pictures, so that they can be compared
             self.white = float(self.tracked.tag(_WHITE) or LATER_IS_BRIGHTER * brightest(volume))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Int
 
@@ -9,6 +11,7 @@ from drgn_ray.analysis.analyze import Analysis
 from drgn_ray.analysis.consensus import Correlation, resolutions
 from drgn_ray.analysis.support import Support
 from drgn_ray.particles.store import StoreInfo
+from drgn_ray.progress import format_duration
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.compare import Comparison
 from drgn_ray.training.run_directory import RunDirectory
@@ -46,6 +49,8 @@ def summary(
         ("epochs", str(last.get("epoch", 0))),
         *((label, f"{last[key]:.4f}") for label, key in _LOSSES if key in last),
         *((label, f"{last[key]:.0f} of {len(analysis.pca.variance_share)}") for label, key in _COUNTS if key in last),
+        *_changed(last),
+        *_cost(last),
         ("variance of PC1, PC2, ...", shares),
         ("k-means clusters", _sizes(analysis.clusters.labels)),
         ("Gaussian mixture", f"{_sizes(analysis.mixture.labels)}, by BIC"),
@@ -73,6 +78,23 @@ the volumes of the k-means centres:
 {longer}"""
 
 
+def _changed(last: Mapping[str, float]) -> list[tuple[str, str]]:
+    if "convergence/volume_change" not in last:
+        return []
+    latents = last.get("convergence/latent_change")
+    said = "" if latents is None else f"latents by {latents:.1%} of their spread, "
+    volumes = f"volumes by {last['convergence/volume_change']:.1%}"
+    finest = f"(FSC 0.5 at {last['convergence/volume_resolution']:.3g} Å)"
+    return [("the last epoch changed", f"{said}{volumes} {finest}")]
+
+
+def _cost(last: Mapping[str, float]) -> list[tuple[str, str]]:
+    if "perf/seconds" not in last:
+        return []
+    gpus = last.get("perf/gpu_hours", 0.0)
+    return [("training took", format_duration(last["perf/seconds"]) + (f", {gpus:.2f} GPU-hours" if gpus else ""))]
+
+
 def _sizes(labels: Int[np.ndarray, " N"]) -> str:
     counts = np.bincount(labels)
     return f"{len(counts)}, of {counts.min():,} to {counts.max():,} particles"
@@ -86,6 +108,8 @@ def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, a
         ("contrast", info.contrast),
         ("epochs", str(last.get("epoch", 0))),
         *((label, f"{last[key]:.4f}") for label, key in _LOSSES[:2] if key in last),
+        *_changed(last),
+        *_cost(last),
         ("FSC with the back-projection", resolutions(against)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

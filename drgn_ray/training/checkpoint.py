@@ -35,11 +35,15 @@ class Position:
         Images used for training so far, over all workers.
     history
         Metrics of every finished epoch.
+    seconds, gpu_seconds
+        Spent on training so far; the latter once for every GPU.
     """
 
     next_slice: int = 0
     images_seen: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
 
 def save_checkpoint(

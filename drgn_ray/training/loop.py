@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from drgn_ray.particles.loader import ahead, stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
+from drgn_ray.training.convergence import Convergence
 from drgn_ray.training.precision import uses_bf16
 from drgn_ray.training.report import Reporter
 from drgn_ray.training.run_directory import RunDirectory
@@ -31,6 +33,7 @@ from drgn_ray.training.step import Step, autocast, pinned, to_device
 
 logger = logging.getLogger(__name__)
 Batches = Iterable[Mapping[str, Tensor]]
+MOST_FOLLOWED = 1_000  # held-out particles whose latents are compared from epoch to epoch
 ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
@@ -103,6 +106,7 @@ class Trainer:
     ) -> None:
         self.config, self.store, self.run, self.stream, self.worker = config, store, run, stream, worker
         self.reporter = reporter
+        self.convergence = Convergence(store.info.apix)
         self.order = particle_order(config, store)
         self.images_per_epoch = self.order.num_rows(self.order.train_chunks())
         self.model = model_for(config, store).to(worker.device)
@@ -168,15 +172,30 @@ class Trainer:
             )
         metrics = {f"train_epoch/{name}": value for name, value in averages.items()}
         if part + 1 < self.order.slices_per_epoch:
+            self._count_time(start)
             self._checkpoint()
             return metrics
-        validation, z = self._validate()
-        metrics |= validation | {"epoch": epoch + 1, "perf/epoch_seconds": time.monotonic() - start}
+        found = self._validate()
+        metrics |= found.metrics | {"epoch": epoch + 1}
+        if self.worker.rank == 0 and len(found.z):
+            metrics |= self.convergence.since_last(self.model, found.z)
+        self._count_time(start)
+        metrics |= {"perf/epoch_seconds": self.position.seconds - self._seconds_before()}
+        metrics |= {"perf/seconds": self.position.seconds, "perf/gpu_hours": self.position.gpu_seconds / 3600}
         self.position.history.append({"kind": "epoch", "step": self.position.images_seen, **metrics})
         self._checkpoint()
         if self.worker.rank == 0:
-            self.reporter.epoch(self.position.images_seen, metrics, self.model, z)
+            self.reporter.epoch(self.position.images_seen, metrics, self.model, found.mean)
         return metrics
+
+    def _count_time(self, start: float) -> None:
+        seconds = time.monotonic() - start
+        self.position.seconds += seconds
+        self.position.gpu_seconds += seconds * self.worker.world_size * (self.worker.device.type == "cuda")
+
+    def _seconds_before(self) -> float:
+        """Seconds of the epochs that are finished."""
+        return self.position.history[-1].get("perf/seconds", 0.0) if self.position.history else 0.0
 
     def _batches(self, slice_index: int) -> Batches:
         batches = self.stream(slice_index)
@@ -184,7 +203,7 @@ class Trainer:
             return batches
         return ahead(pinned(batch) for batch in batches)
 
-    def _validate(self) -> tuple[dict[str, float], Tensor]:
+    def _validate(self) -> Validation:
         self.model.eval()
         found = validate(self.model, self._held_out(), self.worker.device, bf16=self.step.bf16)
         self.model.train()
@@ -200,29 +219,48 @@ class Trainer:
             save_checkpoint(self.run.checkpoints, self.position, self.model, self.step.optimizer, keep)
 
 
+class Validation(NamedTuple):
+    """What held-out particles tell.
+
+    Attributes
+    ----------
+    metrics
+        Losses and latent statistics, of all workers' particles.
+    mean
+        Mean latent of those.
+    z
+        Latents of this worker's, as many as are followed.
+    """
+
+    metrics: dict[str, float]
+    mean: Float[Tensor, " Z"]
+    z: Float[Tensor, "n Z"]
+
+
 @torch.inference_mode()
-def validate(
-    model: Model, batches: Batches, device: torch.device, *, bf16: bool = False
-) -> tuple[dict[str, float], Float[Tensor, " Z"]]:
-    """Losses and latent statistics of particles that are held out, and their mean latent; all workers must call it."""
+def validate(model: Model, batches: Batches, device: torch.device, *, bf16: bool = False) -> Validation:
+    """Evaluate a model on particles that are held out; all workers must call it."""
+    followed: list[Float[Tensor, "b Z"]] = [torch.zeros(0, model.zdim, device=device)]
     totals, moments = _Averages(device), torch.zeros(3, model.zdim, device=device)
     for batch in batches:
         batch = to_device(batch, device)
         with autocast(device, bf16):
             totals.add(model(batch), len(batch["images"]))
         z_mu, z_logvar = model.encode(batch)
+        followed.append(z_mu[: MOST_FOLLOWED - sum(map(len, followed))])
         moments += torch.stack([z_mu.sum(0), (z_mu**2).sum(0), kl_divergence(z_mu, z_logvar).sum(0)])
     averages, count = totals.over_workers(), totals.count
+    z = torch.cat(followed).float()
     if not count:
-        return {}, moments[0]
+        return Validation({}, moments[0], z)
     _sum_over_workers(moments)
     mean, square, kld = moments / count
     metrics = {f"val/{name}": value for name, value in averages.items()}
     if not model.zdim:
-        return metrics, mean
+        return Validation(metrics, mean, z)
     metrics["latent/active_dims"] = float((kld > ACTIVE_NATS).sum())
     metrics["latent/largest_std"] = float((square - mean**2).clamp_min(0).sqrt().max())
-    return metrics, mean
+    return Validation(metrics, mean, z)
 
 
 class _Averages:

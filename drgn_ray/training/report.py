@@ -37,6 +37,13 @@ class Reporter(Protocol):
         """Hear that an epoch ended; `z` is a typical latent to decode."""
 
 
+def warning_of(metrics: Metrics) -> str:
+    """Say what is wrong with an epoch's latents; empty where nothing is."""
+    if metrics.get("latent/active_dims") == 0 and metrics["epoch"] > 1:
+        return "latents collapsed: no dimension tells particles apart; lower --beta, or train longer"
+    return ""
+
+
 MakeReporter = Callable[[], Reporter]
 
 
@@ -112,6 +119,8 @@ class LogReporter:
             losses,
             format_duration(metrics["perf/epoch_seconds"]),
         )
+        if warning := warning_of(metrics):
+            logger.warning(warning)
 
     def _append(self, line: Mapping[str, object]) -> None:
         with self.run.metrics_file.open("a") as file:

@@ -45,4 +45,15 @@ def test_a_learning_curve_has_a_line_for_each_kind_of_loss(validated: bool) -> N
     names = ["train_epoch", "val"] if validated else ["train_epoch"]
     history = [{"epoch": e, **{f"{n}/{x}": 1 / e for n in names for x in ("loss", "kld")}} for e in (1, 2, 3)]
     figure = learning_curve(history)
-    assert [len(axes.lines) for axes in figure.axes] == [len(names)] * 2
+    assert [len(axes.lines) for axes in figure.axes] == [len(names), len(names), 0]
+
+
+def test_a_learning_curve_says_what_each_epoch_changed_where_that_is_known() -> None:
+    history: list[dict[str, float]] = [
+        {"epoch": epoch, "train_epoch/loss": 1, "train_epoch/kld": 1} for epoch in (1, 2, 3)
+    ]
+    for line, change in zip(history[1:], (0.2, 0.1), strict=True):
+        line |= {"convergence/volume_change": change, "convergence/latent_change": change / 2}
+    latents, volumes = learning_curve(history).axes[2].lines
+    assert [*latents.get_ydata()] == [0.1, 0.05]
+    assert [*volumes.get_xdata()] == [2, 3]
