@@ -130,23 +130,15 @@ def _output(arguments: Arguments) -> Path:
     from pathlib import Path
 
     from drgn_ray.errors import ConfigError
-    from jobs.frame import check_folder
+    from jobs.frame import check_folder, output_path
 
-    name, output = f"-o {arguments.output}", Path(os.path.abspath(arguments.output))  # workers are elsewhere
+    name, output = f"-o {arguments.output}", Path(os.path.abspath(arguments.output))
     is_zip = output.suffix == ".zip"
     check_folder(os.path.dirname(arguments.output) or "." if is_zip else arguments.output)
     if is_zip and output.is_dir():
         raise ConfigError(name, "this is a folder", "pass the name of a file, or a folder that does not end in .zip")
     there = ([output] if output.exists() else []) if is_zip else _ours_in(output)
-    if there and not arguments.overwrite:
-        raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(name, f"it cannot be made ({error.strerror})", "pass another folder") from error
-    if not os.access(output if output.is_dir() else output.parent, os.W_OK):
-        raise ConfigError(name, "there is no permission to write here", "pass another folder")
-    return output
+    return output_path(arguments.output, there, overwrite=arguments.overwrite)
 
 
 def _ours_in(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,20 @@ def check_folder(output: str) -> None:
         raise ConfigError("-o", "it is empty", "pass the name of a folder")
     if any(path.is_file() for path in (Path(output), *Path(output).parents)):
         raise ConfigError(name, "there is a file where a folder should be", "pass the name of a folder")
+
+
+def output_path(output: str, there: Sequence[Path], *, overwrite: bool) -> Path:
+    """Where -o is for all processes; refused if files are `there` that stay, or where nothing can be written."""
+    name, path = f"-o {output}", Path(os.path.abspath(output))  # workers are elsewhere
+    if there and not overwrite:
+        raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(name, f"it cannot be made ({error.strerror})", "pass another folder") from error
+    if not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise ConfigError(name, "there is no permission to write here", "pass another folder")
+    return path
 
 
 class Frame:

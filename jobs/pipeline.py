@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from drgn_ray.config import RunConfig
 from drgn_ray.distributed.train import train
@@ -19,8 +20,15 @@ def tracked_run(run: RunDirectory, config: RunConfig, frame: Frame) -> Iterator[
     """Be tracked in MLflow, which learns how it ended."""
     tracked = open_tracked(run, config, frame)
     tracked.begin()
-    try:
+    with end_told(tracked):
         yield tracked
+
+
+@contextmanager
+def end_told(tracked: TrackedRun) -> Iterator[None]:
+    """Tell MLflow how what is done here ended."""
+    try:
+        yield
     except BaseException as error:
         tracked.set_tag("drgn_ray.error", " ".join(str(error).split())[:500] or type(error).__name__)
         tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -32,8 +40,13 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
     """Open the run's place in MLflow and print its link; its status stays as it is."""
     job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
-    frame.link(f"{tracked.link} (once `drgn-ray ui {run.path.parent}` runs)" if tracked.is_local else tracked.link)
+    frame.link(served(tracked, tracked.link, run.path.parent))
     return tracked
+
+
+def served(tracked: TrackedRun, link: str, runs_folder: Path) -> str:
+    """Say with a link which command serves it, where runs are tracked in a file."""
+    return f"{link} (once `drgn-ray ui {runs_folder}` runs)" if tracked.is_local else link
 
 
 def train_run(run: RunDirectory, config: RunConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,12 +14,14 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from drgn_ray.analysis.chimerax import colours
 from drgn_ray.analysis.latent_space import Clusters, Mixture, PrincipalComponents, drawn
+from drgn_ray.physics.fsc import HALF
 
 VIEW_HEXAGONS = (36, 10)  # along and across a map twice as wide as high: regular ones
 LEGEND_ROOM = 1.3  # times the height of the bars, so that a legend is not over them
 HISTOGRAM_BINS = 40
 SHOWN_POINTS = 20_000
 SHOWN_GROUPS = 6  # optics groups with a colour of their own
+PANELS_A_ROW = 3
 
 
 def pca_figure(pca: PrincipalComponents, clusters: Clusters) -> Figure:
@@ -290,13 +293,74 @@ def fsc_figure(
         if np.isfinite(angstrom):
             axes.plot([1 / angstrom], [threshold], "o", color="black", markersize=4, zorder=4)
     found = ", ".join(f"{angstrom:.2f} Å at FSC {threshold:g}" for threshold, angstrom in marks.items())
-    title = f"{list(curves)[-1]}: {found}"
+    _fsc_axes(axes, apix, f"{list(curves)[-1]}: {found}")
+    axes.legend(loc="upper right")
+    return figure
+
+
+def _fsc_axes(axes: Axes, apix: float, title: str) -> None:
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(xlim=(0, 0.5 / apix), ylim=(-0.1, 1.03), xlabel="spatial frequency, 1/Å", ylabel="FSC", title=title)
     top = axes.secondary_xaxis("top")
     ticks = [tick for tick in axes.get_xticks() if 0 < tick <= 0.5 / apix]
     top.set_xticks(ticks, [f"{1 / tick:.3g} Å" for tick in ticks])
-    axes.legend(loc="upper right")
+
+
+def latent_agreement_figure(
+    r2: pd.DataFrame, canonical: Mapping[str, Float[np.ndarray, " n"]], permuted: float
+) -> Figure:
+    """How well the latents of runs tell one another, and in how many dimensions pairs of runs agree.
+
+    Parameters
+    ----------
+    r2
+        Share of the variance of a row's latents that a linear function of a column's predicts.
+    canonical
+        Canonical correlations of each pair, falling.
+    permuted
+        The largest that randomly paired particles give.
+    """
+    figure = Figure(figsize=(11.2, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = left.imshow(r2, vmin=0, vmax=1, cmap="viridis")
+    figure.colorbar(shown, ax=left, label="R², cross-validated")
+    for row, column in np.ndindex(r2.shape):
+        value = r2.iat[row, column]
+        left.text(column, row, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.5 else "white")
+    left.set_xticks(range(len(r2.columns)), list(r2.columns), rotation=30, ha="right")
+    left.set_yticks(range(len(r2.index)), list(r2.index))
+    left.set(xlabel="latents of", ylabel="predict those of", title="linear prediction")
+    for pair, correlations in canonical.items():
+        right.plot(np.arange(1, len(correlations) + 1), correlations, marker=".", label=pair)
+    right.axhline(permuted, color="grey", linestyle="--", label="permuted particles")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(ylim=(0, 1.03), xlabel="number", ylabel="canonical correlation", title="dimensions that agree")
+    right.legend(fontsize=8)
+    return figure
+
+
+def volume_agreement_figure(
+    pairs: Mapping[str, Mapping[str, Float[np.ndarray, " shells"]]], box_size: int, apix: float
+) -> Figure:
+    """FSC curves over spatial frequency, a panel for each pair of runs.
+
+    Parameters
+    ----------
+    pairs
+        By pair and name of the curve, of which there are three; shell i is frequency i / (D Å/px).
+    """
+    columns = min(len(pairs), PANELS_A_ROW)
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(max(4.2 * columns, 5.6), 3.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (pair, curves) in zip(panels, pairs.items(), strict=False):
+        for (name, curve), style in zip(curves.items(), ("-", ":", "--"), strict=True):
+            axes.plot(np.arange(len(curve)) / (box_size * apix), curve, style, label=name)
+        axes.axhline(HALF, color="grey", linewidth=0.8, linestyle="--")
+        _fsc_axes(axes, apix, pair)
+    for axes in panels[len(pairs) :]:
+        axes.remove()
+    panels[0].legend(loc="lower left", fontsize=8)
     return figure
 
 

@@ -71,6 +71,17 @@ class Support:
         fsc_figure(ordered, self.box_size, self.apix, marks).savefig(folder / f"{NAME}.png", dpi=150)
 
 
+def common_mask(
+    volumes: Iterable[Float[np.ndarray, "D D D"]], consensus: Float[np.ndarray, "D D D"], apix: float
+) -> Float[np.ndarray, "D D D"]:
+    """Loose mask of the density that the consensus or any of the volumes has; `apix` in Å/px."""
+    sign = density_sign(consensus)[0] or 1
+    anywhere = sign * consensus
+    for volume in volumes:
+        anywhere = np.maximum(anywhere, sign * volume)
+    return make_masks(anywhere, apix)["loose"]
+
+
 def support(
     volumes: Mapping[str, Sequence[Float[np.ndarray, "D D D"]]],
     consensus: Float[np.ndarray, "D D D"],
@@ -91,11 +102,7 @@ def support(
     apix
         Å/px.
     """
-    sign = density_sign(consensus)[0] or 1
-    anywhere = sign * consensus
-    for volume in (volume for each in volumes.values() for volume in each):
-        anywhere = np.maximum(anywhere, sign * volume)
-    mask = make_masks(anywhere, apix)["loose"]
+    mask = common_mask((volume for each in volumes.values() for volume in each), consensus, apix)
     curves: dict[str, list[Float[np.ndarray, " shells"]]] = {name: [] for name in (*volumes, CONSENSUS, HALF_MAPS)}
     for state, of_state in enumerate(maps):
         full = of_state.full * mask

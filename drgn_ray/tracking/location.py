@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 LOCAL_UI = "http://127.0.0.1:5000"
 DATABASE = "mlflow.db"
@@ -29,6 +32,12 @@ def artifact_link(experiment_id: str, run_id: str, path: str) -> str:
 def experiment_link(uri: str, experiment_id: str) -> str:
     """Link to an experiment's charts."""
     return f"{_server(uri)}/#/experiments/{experiment_id}/runs?{_VIEW}&compareRunsMode=CHART"
+
+
+def compare_link(uri: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Link to MLflow's page that sets runs of an experiment side by side."""
+    runs, experiments = (quote(json.dumps(each, separators=(",", ":"))) for each in ([*run_ids], [experiment_id]))
+    return f"{_server(uri)}/#/compare-runs?runs={runs}&experiments={experiments}&{_VIEW}"
 
 
 def _server(uri: str) -> str:

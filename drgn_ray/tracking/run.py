@@ -6,25 +6,27 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
 from jaxtyping import UInt8
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ResourceError
-from drgn_ray.tracking.location import artifact_link, run_link, tracking_uri
+from drgn_ray.tracking.location import artifact_link, compare_link, run_link, tracking_uri
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
+_NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
 
 
 def _never_fatal(method: Callable[P, None]) -> Callable[P, None]:
@@ -103,7 +105,16 @@ class TrackedRun:
     @_never_fatal
     def note(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
-        self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
+        self.client.set_tag(self.run_id, _NOTE, markdown)
+
+    @_never_fatal
+    def replaced_by(self, other: TrackedRun) -> None:
+        """Say in name, note and a tag that what this run recorded was replaced in its folder."""
+        run = self.client.get_run(self.run_id)
+        said = f"**Replaced**: its folder holds [a later comparison]({other.link}) now."
+        self.client.update_run(self.run_id, name=f"{run.info.run_name} (replaced)")
+        self.client.set_tag(self.run_id, "drgn_ray.replaced_by", other.run_id)
+        self.client.set_tag(self.run_id, _NOTE, f"{said}\n\n{run.data.tags.get(_NOTE, '')}")
 
     @_never_fatal
     def begin(self) -> None:
@@ -126,16 +137,63 @@ def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | Non
     ResourceError
         The tracking server does not answer.
     """
-    uri = tracking_uri(run.path.parent)
-    try:
-        if run.mlflow_file.exists():
-            tracked = TrackedRun(run)
-            uri = tracked.uri
+    if run.mlflow_file.exists():
+        tracked = TrackedRun(run)
+        with _answering(tracked.uri):
             if _is_there(tracked):
                 return tracked
-            logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
-            uri = tracking_uri(run.path.parent)
-        return _create_run(run, config, uri, tags or {})
+        logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
+    uri = tracking_uri(run.path.parent)
+    with _answering(uri):
+        store = Path(config.particles).name.removesuffix(".zarr")
+        experiment_id = _experiment(MlflowClient(uri), store, uri, run.path.parent)
+        params = [Param(name, str(value)) for name, value in config.flat().items()]
+        tags = {_DIRECTORY: str(run.path), **(tags or {})}
+        return _create_run(run, uri, experiment_id, run.path.name, tags, params)
+
+
+def open_comparison(
+    folder: RunDirectory, output: Path, runs: Sequence[RunDirectory], tags: Mapping[str, str]
+) -> TrackedRun:
+    """Create the MLflow run of a comparison of runs, in the experiment of the first.
+
+    Parameters
+    ----------
+    folder
+        Gets the ``mlflow.json`` that names it.
+    output
+        Where all of the folder will be.
+
+    Raises
+    ------
+    ResourceError
+        The tracking server does not answer.
+    """
+    first = open_run(runs[0], runs[0].config())
+    compared = ",".join(tracked.run_id for tracked in _tracked(runs))
+    name = " ".join(("compare", *(run.path.name for run in runs)))
+    with _answering(first.uri):
+        tags = {_DIRECTORY: str(output), "drgn_ray.compared_runs": compared, **tags}
+        return _create_run(folder, first.uri, first.experiment_id, name, tags)
+
+
+def side_by_side(runs: Sequence[RunDirectory]) -> str | None:
+    """Link to MLflow's page that compares runs; None where they are not all in one experiment."""
+    tracked = _tracked(runs)
+    places = {(each.uri, each.experiment_id) for each in tracked}
+    if len(tracked) < len(runs) or len(places) > 1:
+        return None
+    return compare_link(*places.pop(), [each.run_id for each in tracked])
+
+
+def _tracked(runs: Sequence[RunDirectory]) -> list[TrackedRun]:
+    return [TrackedRun(run) for run in runs if run.mlflow_file.exists()]
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    try:
+        yield
     except MlflowException as error:
         raise ResourceError(
             uri,
@@ -154,15 +212,21 @@ def _is_there(tracked: TrackedRun) -> bool:
     return True
 
 
-def _create_run(run: RunDirectory, config: RunConfig, uri: str, tags: Mapping[str, str]) -> TrackedRun:
+def _create_run(
+    folder: RunDirectory,
+    uri: str,
+    experiment_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Sequence[Param] = (),
+) -> TrackedRun:
+    """Create a run, and leave its name in a folder's ``mlflow.json``."""
     client = MlflowClient(uri)
-    experiment_id = _experiment(client, Path(config.particles).name.removesuffix(".zarr"), uri, run.path.parent)
-    created = client.create_run(experiment_id, run_name=run.path.name, tags={"drgn_ray.version": __version__, **tags})
-    params = [Param(name, str(value)) for name, value in config.flat().items()]
-    client.log_batch(created.info.run_id, params=params, tags=[RunTag("drgn_ray.run_directory", str(run.path))])
+    created = client.create_run(experiment_id, run_name=name, tags={"drgn_ray.version": __version__, **tags})
+    client.log_batch(created.info.run_id, params=params)
     place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}
-    run.mlflow_file.write_text(json.dumps(place))
-    return TrackedRun(run)
+    folder.mlflow_file.write_text(json.dumps(place))
+    return TrackedRun(folder)
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, runs_folder: Path) -> str:
