@@ -130,7 +130,7 @@ def _output(arguments: Arguments) -> Path:
     from pathlib import Path
 
     from drgn_ray.errors import ConfigError
-    from jobs.frame import check_folder
+    from jobs.frame import check_folder, check_place
 
     name, output = f"-o {arguments.output}", Path(os.path.abspath(arguments.output))  # workers are elsewhere
     is_zip = output.suffix == ".zip"
@@ -140,12 +140,7 @@ def _output(arguments: Arguments) -> Path:
     there = ([output] if output.exists() else []) if is_zip else _ours_in(output)
     if there and not arguments.overwrite:
         raise ConfigError(str(there[0]), "it is already here", "pass another -o, or --overwrite to replace it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(name, f"it cannot be made ({error.strerror})", "pass another folder") from error
-    if not os.access(output if output.is_dir() else output.parent, os.W_OK):
-        raise ConfigError(name, "there is no permission to write here", "pass another folder")
+    check_place(name, output)
     return output
 
 

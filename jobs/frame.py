@@ -33,6 +33,16 @@ def check_folder(output: str) -> None:
         raise ConfigError(name, "there is a file where a folder should be", "pass the name of a folder")
 
 
+def check_place(name: str, output: Path) -> None:
+    """Make the folder above an output, and refuse an output that cannot be written; `name` is what the user typed."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(name, f"it cannot be made ({error.strerror})", "pass another folder") from error
+    if not os.access(output if output.is_dir() else output.parent, os.W_OK):
+        raise ConfigError(name, "there is no permission to write here", "pass another folder")
+
+
 class Frame:
     """What the last lines will say."""
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
-from drgn_ray.analysis.volumes import decode_files
+from drgn_ray.analysis.volumes import decode_files, decode_part
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
+from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.volume import Finish
 from drgn_ray.progress import Progress
 from drgn_ray.training.run_directory import RunDirectory
 
+T = TypeVar("T")
 VOLUMES_A_TASK = 4
 AS_DECODED = Finish()
 
@@ -40,10 +43,32 @@ def decode_folders(
     parts = [files[start : start + VOLUMES_A_TASK] for start in range(0, len(files), VOLUMES_A_TASK)]
     particles = run.config().particles
     tasks = [partial(decode_files, str(run.path), particles, part, finish) for part in parts]
-    if num_workers is None and not is_cluster_there():
-        num_workers = 0
     with Progress("decode", len(files), "volumes") as progress:
-        for count in run_tasks(tasks, num_workers=num_workers, on_gpu=True):
+        for count in _run(tasks, num_workers):
             progress.update(count)
     for folder, latents in folders.items():
         np.savetxt(folder / "z_values.txt", latents)
+
+
+def decode_volumes(
+    run: RunDirectory, z: Float[np.ndarray, "n Z"], finish: Finish, num_workers: int | None = None
+) -> Float32[np.ndarray, "n d d d"]:
+    """Decode latents into memory; for `num_workers` see `decode_folders`."""
+    config = run.config()
+    side = finish.side(ParticleStore(config.particles).info.box_size)
+    volumes = np.empty((len(z), side, side, side), np.float32)
+    tasks = [
+        partial(decode_part, str(run.path), config.particles, start, z[start : start + VOLUMES_A_TASK], finish)
+        for start in range(0, len(z), VOLUMES_A_TASK)
+    ]
+    with Progress("decode", len(z), "volumes") as progress:
+        for start, part in _run(tasks, num_workers):
+            volumes[start : start + len(part)] = part
+            progress.update(len(part))
+    return volumes
+
+
+def _run(tasks: Sequence[Callable[[], T]], num_workers: int | None) -> Iterator[T]:
+    if num_workers is None and not is_cluster_there():
+        num_workers = 0
+    return run_tasks(tasks, num_workers=num_workers, on_gpu=True)
