@@ -20,6 +20,7 @@ COMMANDS = {
     "embed": "latents of every particle of a store",
     "decode": "volumes at chosen particles or latents",
     "compare": "whether runs of the same particles tell the same story",
+    "landscape": "principal components, states and occupancies of volumes, for every particle",
     "volume": "sharpen, filter, resample, crop, mirror, invert or mask a map; or make a mask of it",
     "fsc": "Fourier shell correlation of two maps, and the resolution it says",
     "export": "a selection of particles back to STAR, CS, MRC; a run for cryoDRGN's tools",

@@ -28,10 +28,10 @@ def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
     return float(np.percentile(volume, LEVEL_PERCENTILE))
 
 
-def write_gallery(folder: Path, to: Path) -> None:
-    """Show the volumes of a folder side by side, each in its colour."""
+def write_gallery(folder: Path, to: Path, picture: str = "z_pca.png") -> None:
+    """Show the volumes of a folder side by side, each in its colour of a picture."""
     volumes = volume_files(folder)
-    lines = [_head(f"{len(volumes)} volumes side by side, in the colours of z_pca.png", to)]
+    lines = [_head(f"{len(volumes)} volumes side by side, in the colours of {picture}", to)]
     for number, (volume, colour) in enumerate(zip(volumes, colours(len(volumes)), strict=True), start=1):
         level = surface_level(read_mrc(str(volume)).data)
         lines += [

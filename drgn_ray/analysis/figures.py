@@ -22,6 +22,7 @@ HISTOGRAM_BINS = 40
 SHOWN_POINTS = 20_000
 SHOWN_GROUPS = 6  # optics groups with a colour of their own
 PANELS_A_ROW = 3
+_LABEL = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.85}
 
 
 def pca_figure(pca: PrincipalComponents, clusters: Clusters) -> Figure:
@@ -71,6 +72,66 @@ def dimensions_figure(divergence: Float[np.ndarray, " Z"]) -> Figure:
     axes.bar(np.arange(len(divergence)), divergence)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="dimension of z", ylabel="KL divergence, nats", title="a dimension at 0 is not used")
+    return figure
+
+
+def landscape_figure(
+    particles: Float[np.ndarray, "N P"],
+    of_sketch: Float[np.ndarray, "n P"],
+    states: Int[np.ndarray, " n"],
+    variance_share: Float[np.ndarray, " P"],
+    r2: Float[np.ndarray, " P"],
+) -> Figure:
+    """Density of the particles in the first two volume components, with the sketch and its states; and each component.
+
+    Parameters
+    ----------
+    particles, of_sketch
+        Scores: predicted, and those of decoded volumes.
+    states
+        Of the sketch.
+    r2
+        Cross-validated, of the prediction of each component.
+    """
+    figure = Figure(figsize=(11.6, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    (x, y), (sketch_x, sketch_y) = (
+        (scores[:, 0], scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores)))
+        for scores in (particles, of_sketch)
+    )
+    shown = left.hexbin(x, y, gridsize=60, bins="log", cmap="Greys", linewidths=0.1)
+    figure.colorbar(shown, ax=left, label="particles")
+    for state, colour in enumerate(colours(states.max() + 1)):
+        there = states == state
+        left.scatter(sketch_x[there], sketch_y[there], s=12, color=colour, edgecolor="black", linewidth=0.3)
+        middle = np.median(sketch_x[there]), np.median(sketch_y[there])
+        left.text(*middle, str(state), ha="center", va="center", fontweight="bold", bbox=_LABEL | {"edgecolor": colour})
+    left.set(
+        xlabel="volume PC1", ylabel="volume PC2", title=f"{len(x):,} particles; dots are decoded, numbers are states"
+    )
+    component = np.arange(1, len(variance_share) + 1)
+    right.bar(component, variance_share, color="silver", label="share of the variance")
+    right.plot(component, r2, ".-", color="crimson", label="R² of its prediction from z")
+    right.set(xlabel="volume PC", ylim=(min(0, *r2), 1.05), title="components")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(loc="center right")
+    return figure
+
+
+def regions_figure(occupancies: Mapping[str, Float[np.ndarray, " N"]]) -> Figure:
+    """Histograms of the occupancies of regions over the particles, all of one range."""
+    columns = min(len(occupancies), 3)
+    rows = -(-len(occupancies) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    low, high = (extreme(extreme(values) for values in occupancies.values()) for extreme in (min, max))
+    for axes, (name, values) in zip(panels, occupancies.items(), strict=False):
+        axes.hist(values, bins=HISTOGRAM_BINS, range=(min(low, 0), max(high, 1)), color="silver")
+        for level in (0, 1):
+            axes.axvline(level, color="black", linewidth=0.8, linestyle="--")
+        axes.set(title=f"{name}: {np.mean(values > 0.5):.0%} above 0.5", xlabel="occupancy", ylabel="particles")
+    for axes in panels[len(occupancies) :]:
+        axes.set_visible(False)
     return figure
 
 

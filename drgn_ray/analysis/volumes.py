@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mrcfile
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from drgn_ray.errors import ParticleFileError
 from drgn_ray.models.model import Model
@@ -97,6 +97,14 @@ def decode_files(
         label = "drgn_ray z = " + " ".join(f"{value:.4g}" for value in z)
         write_mrc(path, finish(decode(model, z, info), info.apix), apix, label)
     return len(files)
+
+
+def decode_part(
+    run_path: str, particles: str, start: int, z: Float[np.ndarray, "n Z"], finish: Finish
+) -> tuple[int, Float32[np.ndarray, "n d d d"]]:
+    """Decode some latents of a run that was trained on `particles`; `start` is handed back with their volumes."""
+    model, info = _loaded(run_path, particles, load_position(RunDirectory(run_path).checkpoints).images_seen)
+    return start, np.stack([finish(decode(model, each, info), info.apix) for each in z])
 
 
 @lru_cache(maxsize=1)

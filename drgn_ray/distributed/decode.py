@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import mrcfile
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from drgn_ray.analysis.run import TrainedRun
-from drgn_ray.analysis.volumes import decode_files
+from drgn_ray.analysis.volumes import decode_files, decode_part
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
+from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.volume import Finish
 from drgn_ray.progress import Progress
 from drgn_ray.training.run_directory import RunDirectory
 
+T = TypeVar("T")
 VOLUMES_A_TASK = 4
 AS_DECODED = Finish()
 _NAME = "vol_{:03d}.mrc"
@@ -38,7 +41,7 @@ def decode_folders(
     num_workers
         See `run_tasks`; None: as many as a cluster that is there has CPUs, else none: a Ray of our own takes seconds.
     """
-    _run(_tasks(run, folders, finish), sum(map(len, folders.values())), num_workers)
+    _write(_writing(run, folders, finish), sum(map(len, folders.values())), num_workers)
     for folder, latents in folders.items():
         np.savetxt(folder / "z_values.txt", latents)
 
@@ -50,7 +53,7 @@ def decode_runs(
     latents: Sequence[Float[np.ndarray, "n Z"]],
     finish: Finish,
 ) -> list[list[Float[np.ndarray, "D D D"]]]:
-    """Decode latents of several runs in parallel, by way of files, so that memory holds only what is looked at.
+    """Decode latents of several runs by way of files, so that memory holds only what is looked at.
 
     Parameters
     ----------
@@ -61,18 +64,37 @@ def decode_runs(
     tasks = [
         task
         for run, folder, z in zip(runs, folders, latents, strict=True)
-        for task in _tasks(run.directory, {folder: z}, finish)
+        for task in _writing(run.directory, {folder: z}, finish)
     ]
-    _run(tasks, sum(map(len, latents)), num_workers)
+    _write(tasks, sum(map(len, latents)), num_workers)
     return [
         [np.asarray(mrcfile.mmap(folder / _NAME.format(number)).data) for number in range(len(z))]
         for folder, z in zip(folders, latents, strict=True)
     ]
 
 
-def _tasks(
+def decode_volumes(
+    run: RunDirectory, z: Float[np.ndarray, "n Z"], finish: Finish, num_workers: int | None = None
+) -> Float32[np.ndarray, "n d d d"]:
+    """Decode latents into memory; for `num_workers` see `decode_folders`."""
+    config = run.config()
+    side = finish.side(ParticleStore(config.particles).info.box_size)
+    volumes = np.empty((len(z), side, side, side), np.float32)
+    tasks = [
+        partial(decode_part, str(run.path), config.particles, start, z[start : start + VOLUMES_A_TASK], finish)
+        for start in range(0, len(z), VOLUMES_A_TASK)
+    ]
+    with Progress("decode", len(z), "volumes") as progress:
+        for start, part in _run(tasks, num_workers):
+            volumes[start : start + len(part)] = part
+            progress.update(len(part))
+    return volumes
+
+
+def _writing(
     run: RunDirectory, folders: Mapping[Path, Float[np.ndarray, "n Z"]], finish: Finish
 ) -> list[Callable[[], int]]:
+    """Tasks that write some volumes each, and return how many."""
     numbered = [(folder, number, z) for folder, latents in folders.items() for number, z in enumerate(latents)]
     files = [(folder / _NAME.format(number), z) for folder, number, z in numbered]
     parts = [files[start : start + VOLUMES_A_TASK] for start in range(0, len(files), VOLUMES_A_TASK)]
@@ -80,9 +102,13 @@ def _tasks(
     return [partial(decode_files, str(run.path), particles, part, finish) for part in parts]
 
 
-def _run(tasks: Sequence[Callable[[], int]], num_volumes: int, num_workers: int | None) -> None:
+def _write(tasks: Sequence[Callable[[], int]], num_volumes: int, num_workers: int | None) -> None:
+    with Progress("decode", num_volumes, "volumes") as progress:
+        for count in _run(tasks, num_workers):
+            progress.update(count)
+
+
+def _run(tasks: Sequence[Callable[[], T]], num_workers: int | None) -> Iterator[T]:
     if num_workers is None and not is_cluster_there():
         num_workers = 0
-    with Progress("decode", num_volumes, "volumes") as progress:
-        for count in run_tasks(tasks, num_workers=num_workers, on_gpu=True):
-            progress.update(count)
+    return run_tasks(tasks, num_workers=num_workers, on_gpu=True)

@@ -1,7 +1,7 @@
 """What a run directory holds, and whether a command may go on in it.
 
 ``config.yaml``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``, ``analyze.N/``,
-``start/`` (the run directory of the linear model that a network started from).
+``landscape.N/``, ``start/`` (the run directory of the linear model that a network started from).
 """
 
 from __future__ import annotations
@@ -79,3 +79,7 @@ class RunDirectory:
     def analysis(self, epoch: int) -> Path:
         """Name where the analysis after an epoch (1-based, as cryoDRGN counts) goes."""
         return self.path / f"analyze.{epoch}"
+
+    def landscape(self, epoch: int) -> Path:
+        """Name where the landscape of volumes after an epoch goes."""
+        return self.path / f"landscape.{epoch}"
