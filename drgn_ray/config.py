@@ -42,6 +42,8 @@ class DataConfig(Settings):
 
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of the particles held out for validation (whole chunks, drawn with the seed); their latents are worse."""
+    half: Literal[0, 1, 2] = 0
+    """1 or 2: train on that half of the particles alone (whole chunks, the same whatever the seed); 0: on all."""
     slices_per_epoch: PositiveInt | None = None
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
 

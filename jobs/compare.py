@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jobs.frame import Frame
 
 NOTE = "comparison.md"
+NUM_VOLUMES = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Arguments:
     """Two run directories or more."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder for the note, tables and figures."""
-    num_volumes: int = 8
+    num_volumes: int = NUM_VOLUMES
     """Particles whose volumes are compared: those nearest to the centres of a k-means of the first run's latents."""
     num_workers: Annotated[int | None, tyro.conf.arg(aliases=["--workers"])] = None
     """Tasks at a time; None: as many as a cluster that runs has CPUs, or else 0: in this process, without Ray."""
@@ -65,7 +66,7 @@ def _compare(arguments: Arguments) -> None:
     output = _output(arguments)
     check_comparable(runs, arguments.num_volumes)
     with job_frame(arguments.output) as frame:
-        _write(arguments, runs, output, frame)
+        compare_into(runs, output, frame, arguments.num_volumes, arguments.num_workers)
 
 
 def _output(arguments: Arguments) -> Path:
@@ -79,7 +80,13 @@ def _output(arguments: Arguments) -> Path:
     return output_path(arguments.output, there, overwrite=arguments.overwrite)
 
 
-def _write(arguments: Arguments, runs: Sequence[TrainedRun], output: Path, frame: Frame) -> None:
+def compare_into(
+    runs: Sequence[TrainedRun],
+    output: Path,
+    frame: Frame,
+    num_volumes: int = NUM_VOLUMES,
+    num_workers: int | None = None,
+) -> None:
     """Compare, write it all beside the output, and put it in place when it is whole and told to MLflow."""
     import tempfile
     from functools import partial
@@ -102,8 +109,8 @@ def _write(arguments: Arguments, runs: Sequence[TrainedRun], output: Path, frame
         frame.link(served(tracked, tracked.link, runs_folder))
         charts = side_by_side(directories)
         with end_told(tracked):
-            decode = partial(decode_runs, Path(place), arguments.num_workers)
-            found = compare_runs(runs, arguments.num_volumes, decode)
+            decode = partial(decode_runs, Path(place), num_workers)
+            found = compare_runs(runs, num_volumes, decode)
             write_agreement(staged.path, found)
             link = "" if charts is None else f"\n[Charts and settings of the runs side by side]({charts})\n"
             tracked.note((staged.path / NOTE).read_text() + link)

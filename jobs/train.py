@@ -32,6 +32,9 @@ class Arguments:
     """YAML file of settings; flags override it."""
     no_analysis: bool = False
     """Stop after training."""
+    half_sets: bool = False
+    """Train two runs, each on one half of the particles, RUN_half1 and RUN_half2, and compare them in RUN_halves: what
+    they agree on is not noise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +104,9 @@ def _train(arguments: Arguments) -> None:
     from jobs.pipeline import tracked_run, train_run
 
     check(config, store)
+    if arguments.half_sets:
+        _train_halves(arguments, config)
+        return
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)
@@ -110,6 +116,31 @@ def _train(arguments: Arguments) -> None:
                 from jobs.finish import finish_run
 
                 frame.result(*finish_run(run, tracked))
+
+
+def _train_halves(arguments: Arguments, config: RunConfig) -> None:
+    """Train on each half of the particles, and compare."""
+    from drgn_ray.analysis.run import load_run
+    from drgn_ray.training.run_directory import RunDirectory
+    from jobs.compare import compare_into
+    from jobs.finish import analyze_run
+    from jobs.frame import job_frame
+    from jobs.pipeline import tracked_run, train_run
+
+    if arguments.no_analysis or config.data.half or config.model.model == "homogeneous":
+        raise ConfigError(
+            "--half-sets", "halves are compared by the latents of their analyses", "leave out what goes without them"
+        )
+    base = arguments.outdir.rstrip("/")
+    with job_frame(f"{base}_halves") as frame:
+        runs = [RunDirectory(f"{base}_half{half}") for half in (1, 2)]
+        for half, run in enumerate(runs, start=1):
+            its_config = config.model_copy(update={"data": config.data.model_copy(update={"half": half})})
+            run.begin(its_config)
+            with tracked_run(run, its_config, frame) as tracked:
+                train_run(run, its_config)
+                analyze_run(run, tracked)
+        compare_into([load_run(run.path) for run in runs], Path(f"{base}_halves").absolute(), frame)
 
 
 if __name__ == "__main__":

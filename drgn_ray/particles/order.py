@@ -13,7 +13,7 @@ from jaxtyping import Integer
 
 CHUNKS_A_BLOCK = 16
 ROWS_A_SLICE = 500_000
-_SPLIT, _CHUNKS, _ROWS = 0, 1, 2  # separate random streams
+_SPLIT, _CHUNKS, _ROWS, _HALVES = 0, 1, 2, 3  # separate random streams
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class ParticleOrder:
     ----------
     slices_per_epoch
         An epoch is read in this many parts; slice s belongs to epoch s // slices_per_epoch.
+    half
+        1 or 2: only one half of the chunks is there, which is the same half whatever the seed; 0: all of them.
     """
 
     num_particles: int
@@ -43,23 +45,32 @@ class ParticleOrder:
     seed: int
     val_fraction: float
     slices_per_epoch: int
+    half: int = 0
 
     @property
     def num_chunks(self) -> int:
         """Chunks of the store, the last of which may be short."""
         return -(-self.num_particles // self.chunk_size)
 
+    def chunks(self) -> Integer[np.ndarray, " chunks"]:
+        """Chunks that there are, ascending."""
+        if not self.half:
+            return np.arange(self.num_chunks)
+        drawn = np.random.default_rng(_HALVES).permutation(self.num_chunks)
+        return np.sort(np.array_split(drawn, 2)[self.half - 1])
+
     def val_chunks(self) -> Integer[np.ndarray, " chunks"]:
         """Chunks held out for validation, ascending."""
-        count = round(self.val_fraction * self.num_chunks)
+        chunks = self.chunks()
+        count = round(self.val_fraction * len(chunks))
         if self.val_fraction > 0:
-            count = min(max(count, 1), self.num_chunks - 1)
+            count = min(max(count, 1), len(chunks) - 1)
         rng = np.random.default_rng((self.seed, _SPLIT))
-        return np.sort(rng.permutation(self.num_chunks)[:count])
+        return np.sort(rng.permutation(chunks)[:count])
 
     def train_chunks(self) -> Integer[np.ndarray, " chunks"]:
         """All other chunks, ascending."""
-        return np.setdiff1d(np.arange(self.num_chunks), self.val_chunks())
+        return np.setdiff1d(self.chunks(), self.val_chunks())
 
     def slice_blocks(self, slice_index: int) -> list[Block]:
         """List what is read, in order, in one slice of training."""

@@ -53,7 +53,10 @@ class Worker:
 def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
     """Split and order of the store's particles under this configuration."""
     slices = config.data.slices_per_epoch or default_slices(len(store))
-    order = ParticleOrder(len(store), store.chunk_size, config.training.seed, config.data.val_fraction, slices)
+    data = config.data
+    order = ParticleOrder(len(store), store.chunk_size, config.training.seed, data.val_fraction, slices, data.half)
+    if not len(order.chunks()):
+        raise ConfigError(f"--half {data.half}", f"{store.path} has only one chunk", "train on all particles")
     if slices > len(order.train_chunks()):
         raise ConfigError(
             f"--slices-per-epoch {slices}",

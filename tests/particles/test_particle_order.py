@@ -21,6 +21,7 @@ ORDERS = st.builds(
     val_fraction=st.floats(0, 0.9),
     slices_per_epoch=st.integers(1, 7),
 )
+HALVED = ORDERS.filter(lambda order: order.num_chunks > 3)
 
 
 def chunks_of(blocks: list[Block]) -> list[int]:
@@ -136,3 +137,13 @@ def test_the_split_does_not_depend_on_how_an_epoch_is_cut() -> None:
 )
 def test_long_epochs_are_cut_into_slices_of_half_a_million(num_particles: int, slices: int) -> None:
     assert default_slices(num_particles) == slices
+
+
+@given(HALVED, st.integers(0, 20))
+def test_halves_share_no_particle_and_miss_none_whatever_the_seeds(order: ParticleOrder, epoch: int) -> None:
+    first, second = replace(order, half=1), replace(order, half=2, seed=order.seed + 1)
+    assert sorted([*first.chunks(), *second.chunks()]) == list(range(order.num_chunks))
+    assert abs(len(first.chunks()) - len(second.chunks())) <= 1
+    for half in (first, second):
+        read = list(chain.from_iterable(map(chunks_of, epoch_blocks(half, epoch))))
+        assert sorted([*read, *half.val_chunks()]) == half.chunks().tolist()
