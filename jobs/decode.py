@@ -59,7 +59,8 @@ class Arguments:
     pc: int | None = None
     """Principal component to go along, from 1; between the 5th and the 95th percentile of the particles."""
     num_points: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Volumes along --pc (None: 10), or from each particle of a straight --path to the next (None: 6)."""
+    """Volumes along --pc (None: 10), from each particle of a straight --path to the next (None: 6), or of a --path
+    along particles, evenly spaced (None: all particles of it)."""
     max_neighbors: int = 10
     """Of a particle, itself among them, in the graph that --path goes along."""
     avg_neighbors: float = 5.0
@@ -271,7 +272,7 @@ def _through(arguments: Arguments, latents: Latents, source_rows: np.ndarray) ->
     """Latents of a way from particle to particle."""
     import logging
 
-    from drgn_ray.analysis.paths import MOST_IN_GRAPH, line, neighbor_graph, shortest_path, thinned
+    from drgn_ray.analysis.paths import MOST_IN_GRAPH, line, neighbor_graph, shortest_path, spaced, thinned
     from drgn_ray.errors import ConfigError
 
     if len(source_rows) < 2:
@@ -280,10 +281,6 @@ def _through(arguments: Arguments, latents: Latents, source_rows: np.ndarray) ->
         raise ConfigError(f"--path {arguments.path}", "a particle follows itself", "leave it out once")
     if arguments.through == "line":
         return line(latents.of(source_rows), arguments.num_points or 6)
-    if arguments.num_points is not None:
-        raise ConfigError(
-            f"-n {arguments.num_points}", "particles decide how many steps there are", "pass --through line, or no -n"
-        )
     if arguments.max_neighbors < 2 or not 1 < arguments.avg_neighbors <= arguments.max_neighbors:
         raise ConfigError(
             f"--max-neighbors {arguments.max_neighbors}, --avg-neighbors {arguments.avg_neighbors:g}",
@@ -297,7 +294,8 @@ def _through(arguments: Arguments, latents: Latents, source_rows: np.ndarray) ->
             "the way goes along %s of %s particles, drawn at random", f"{len(kept):,}", f"{len(latents.z):,}"
         )
     graph = neighbor_graph(latents.z[kept], arguments.max_neighbors, arguments.avg_neighbors)
-    return latents.z[kept][shortest_path(graph, kept.searchsorted(anchors).tolist())]
+    way = latents.z[kept][shortest_path(graph, kept.searchsorted(anchors).tolist())]
+    return way if arguments.num_points is None else spaced(way, arguments.num_points)
 
 
 if __name__ == "__main__":

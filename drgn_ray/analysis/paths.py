@@ -103,6 +103,14 @@ def shortest_path(graph: Neighbors, anchors: Sequence[int]) -> Int[np.ndarray, "
     return np.array([*legs[0], *(row for leg in legs[1:] for row in leg[1:])])
 
 
+def spaced(way: Float[np.ndarray, "n Z"], num_points: int) -> Float[np.ndarray, "m Z"]:
+    """Keep `num_points` of a way, or all where it has no more: both ends, and what lies nearest to equal distances."""
+    assert num_points > 1, num_points
+    distance = np.linalg.norm(np.diff(way, axis=0, prepend=way[:1]), axis=1).cumsum()
+    wanted = np.linspace(0, distance[-1], num_points)
+    return way[np.unique(np.abs(distance[:, None] - wanted).argmin(axis=0))]
+
+
 def thinned(z: Float[np.ndarray, "N Z"], anchors: Sequence[int], most: int, seed: int = 0) -> Int[np.ndarray, " m"]:
     """Rows of at most so many particles, drawn at random, and of the anchors: what a graph can be made of soon."""
     if len(z) <= most:

@@ -12,7 +12,8 @@ import pandas as pd
 from drgn_ray.analysis.figures import latent_agreement_figure, volume_agreement_figure
 from drgn_ray.analysis.run_agreement import ANOTHER, CLEAR, NEIGHBORS, SAME, RunAgreement
 
-# Correlation of the differences between states from which two runs are said to tell the same story, or a part of it.
+# From where on two runs are said to tell the same story, or a part of it: of the correlation of the differences between
+# states, which the noise of fine detail lowers, or of what each run's latents predict of the other's.
 SAME_STORY, PART_OF_IT = 0.8, 0.4
 
 
@@ -38,7 +39,8 @@ def verdict(found: RunAgreement, pair: tuple[str, str]) -> str:
     """Say in words whether two runs tell the same story, and what tells it."""
     (first, second), latents, volumes = pair, found.latents[pair], found.volumes[pair]
     differ = volumes.difference_correlation
-    story = "the same story" if differ >= SAME_STORY else "partly the same story" if differ >= PART_OF_IT else None
+    agree = max(differ, min(latents.second_from_first, latents.first_from_second))
+    story = "the same story" if agree >= SAME_STORY else "partly the same story" if agree >= PART_OF_IT else None
     count, least = len(latents.canonical), f"{latents.permuted:.2f}"
     resolved, of_another = (_angstrom(found.resolution(pair, curve), found.apix) for curve in (SAME, ANOTHER))
     return (

@@ -131,7 +131,6 @@ def test_places_that_cannot_be_written_are_refused(
         (["--pc", "1", "-n", "1"], "-n 1: a way has two ends"),
         (["--path", "3"], "--path 3: a way has two ends"),
         (["--path", "3,four"], "--path 3,four: these are no row numbers"),
-        (["--path", "3,4", "-n", "5"], "-n 5: particles decide how many steps there are"),
         (["--path", "3,4", "--avg-neighbors", "11"], "--max-neighbors 10, --avg-neighbors 11: "),
         (["--path", "3,150", "--avg-neighbors", "1.1"], "between them particles are further apart than"),
         (["-z", "0"], "-z: its latents have 1 numbers, the run's 2"),
