@@ -16,6 +16,7 @@ from drgn_ray.physics.fsc import HALF, first_shell_below, fourier_shell_correlat
 from drgn_ray.training.compare import Gain, gain
 
 MODEL, LINEAR, CONSENSUS, HALF_MAPS = "this model", "linear subspace", "one volume for all", "half maps"
+PERMUTED = "permuted states"
 NAME = "fsc_states"  # of the table and the figure
 
 
@@ -26,8 +27,9 @@ class Support:
     Attributes
     ----------
     curves
-        By name (`MODEL`, `CONSENSUS` and, where there is one, `LINEAR`), one row a state; of `HALF_MAPS` what the
-        noise of the back-projection allows: its expected correlation with a map without noise, from its half maps.
+        By name (`MODEL`, `CONSENSUS` and, where there is one, `LINEAR`), one row a state; of `PERMUTED` those of the
+        model's volume of another state, which is all there is to see where latents tell nothing; of `HALF_MAPS` what
+        the noise of the back-projection allows: its expected correlation with a map without noise, from its half maps.
     apix
         Å/px.
     """
@@ -67,7 +69,7 @@ class Support:
         shells = np.arange(len(means[MODEL]))
         pd.DataFrame({"shell": shells, **means}).to_csv(folder / f"{NAME}.csv", index=False, float_format="%.6g")
         marks = {HALF: resolution(means[MODEL], self.box_size, self.apix, HALF)}
-        ordered = {name: means[name] for name in (HALF_MAPS, CONSENSUS, LINEAR, MODEL) if name in means}
+        ordered = {name: means[name] for name in (HALF_MAPS, PERMUTED, CONSENSUS, LINEAR, MODEL) if name in means}
         fsc_figure(ordered, self.box_size, self.apix, marks).savefig(folder / f"{NAME}.png", dpi=150)
 
 
@@ -103,11 +105,17 @@ def support(
         Å/px.
     """
     mask = common_mask((volume for each in volumes.values() for volume in each), consensus, apix)
-    curves: dict[str, list[Float[np.ndarray, " shells"]]] = {name: [] for name in (*volumes, CONSENSUS, HALF_MAPS)}
+    names = (*volumes, CONSENSUS, PERMUTED, HALF_MAPS)
+    curves: dict[str, list[Float[np.ndarray, " shells"]]] = {name: [] for name in names}
+    of_model = volumes[MODEL]
     for state, of_state in enumerate(maps):
         full = of_state.full * mask
         for name, each in volumes.items():
             curves[name].append(fourier_shell_correlation(full, each[state] * mask))
+        another = of_model[
+            (state + len(of_model) // 2) % len(of_model)
+        ]  # states go along a component: not its neighbour
+        curves[PERMUTED].append(fourier_shell_correlation(full, another * mask))
         curves[CONSENSUS].append(fourier_shell_correlation(full, consensus * mask))
         between = np.maximum(fourier_shell_correlation(of_state.half1 * mask, of_state.half2 * mask), 0)
         curves[HALF_MAPS].append(np.sqrt(2 * between / (1 + between)))  # Rosenthal & Henderson, J. Mol. Biol. 2003

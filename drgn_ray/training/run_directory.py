@@ -1,18 +1,24 @@
 """What a run directory holds, and whether a command may go on in it.
 
-``config.yaml``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``, ``analyze.N/``,
-``landscape.N/``, ``start/`` (the run directory of the linear model that a network started from).
+``config.yaml``, ``reproduce.sh``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``,
+``analyze.N/``, ``landscape.N/``, ``start/`` (the run directory of the linear model that a network started from).
 """
 
 from __future__ import annotations
 
 import logging
+import platform
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+
+import yaml
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.particles.store import StoreInfo
 from drgn_ray.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -26,6 +32,7 @@ class RunDirectory:
             raise RunError(str(path), "a run directory is a folder that all machines see, not a URL", "pass a path")
         self.path = Path(path).absolute()
         self.config_file = self.path / "config.yaml"
+        self.script = self.path / "reproduce.sh"
         self.log_file = self.path / "run.log"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -54,6 +61,29 @@ class RunDirectory:
             raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
+
+    def write_script(self, config: RunConfig, info: StoreInfo) -> None:
+        """Write ``reproduce.sh``, which trains the same again, unless it is there: what began a run made it."""
+        if self.script.exists():
+            return
+        store = shlex.quote(config.particles)
+        packages = ", ".join(f"{name} {version(name)}" for name in ("drgn-ray", "torch", "numpy", "ray", "zarr"))
+        settings = yaml.safe_dump(config.model_dump(exclude={"particles"}), sort_keys=False)
+        self.script.write_text(
+            f"""#!/usr/bin/env bash
+# Trains the run {self.path} again: bash reproduce.sh OUTPUT
+# It was begun with Python {platform.python_version()}, {packages},
+# on the store whose table has the checksum {info.table_sha256}, made by
+#   {info.command}
+# In one process (--workers 0) on the same kind of machine the result is the same to the bit.
+set -euo pipefail
+settings=$(mktemp --suffix .yaml)
+trap 'rm -f "$settings"' EXIT
+cat > "$settings" <<'SETTINGS'
+{settings}SETTINGS
+drgn-ray train {store} -o "${{1:?say where the new run is to be}}" --config "$settings"
+"""
+        )
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
 from drgn_ray.analysis.consensus import Maps
-from drgn_ray.analysis.support import CONSENSUS, HALF_MAPS, LINEAR, MODEL, Support, support
+from drgn_ray.analysis.support import CONSENSUS, HALF_MAPS, LINEAR, MODEL, PERMUTED, Support, support
 
 SIZE, APIX, NOISE = 32, 4.0, 0.06
 
@@ -45,6 +45,17 @@ def test_true_volumes_agree_as_far_as_the_noise_of_the_maps_allows(found: Suppor
 def test_a_volume_that_lags_behind_agrees_less_and_one_volume_for_all_least(found: Support) -> None:
     assert found.over(LINEAR).is_clear
     assert (found.scores(LINEAR) > found.scores(CONSENSUS)).all()
+
+
+def test_volumes_of_other_states_agree_less_than_one_volume_for_all(found: Support) -> None:
+    assert (found.scores(PERMUTED) < found.scores(CONSENSUS)).all()
+
+
+def test_where_all_volumes_are_one_permuting_them_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    maps = [seen(blob(x), rng) for x in (18, 20, 22, 24)]
+    found = support({MODEL: [blob(21)] * 4}, blob(21), maps, APIX)
+    assert np.array_equal(found.curves[PERMUTED], found.curves[MODEL])
 
 
 def test_shells_of_noise_do_not_count(found: Support) -> None:
