@@ -36,6 +36,8 @@ class Analysis:
 
     Attributes
     ----------
+    source_rows
+        Rows of the source table of the particles at the k-means centres.
     volumes
         Folders that are to hold volumes, and their latents.
     """
@@ -44,6 +46,7 @@ class Analysis:
     pca: PrincipalComponents
     clusters: Clusters
     mixture: Mixture
+    source_rows: Int[np.ndarray, " K"]
     kmeans_folder: Path
     volumes: Mapping[Path, Float[np.ndarray, "n Z"]]
 
@@ -84,7 +87,7 @@ def analyze(latents: Latents, position: Position, folder: Path, *, ksample: int,
     for component in range(num_pcs):
         along = along_component(latents.z, pca, component, VOLUMES_ALONG_PC)
         volumes[folder / f"pc{component + 1}"] = along
-    return Analysis(folder, pca, clusters, states, kmeans_folder, volumes)
+    return Analysis(folder, pca, clusters, states, latents.source_row[clusters.particles], kmeans_folder, volumes)
 
 
 def _write_labels(

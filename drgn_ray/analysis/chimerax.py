@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
-from jaxtyping import Float
 from matplotlib.colors import to_hex
 
+from drgn_ray.analysis.surface import VOLUMES_A_SECOND, surface_level
 from drgn_ray.analysis.volumes import read_mrc, volume_files
 
 COLOURS = "tab20"  # of matplotlib
-VOLUMES_A_SECOND, PAUSE_FRAMES = 6, 10  # of a movie, on the screen and recorded
-LEVEL_PERCENTILE = 99.0  # of the voxels lie outside the surface
+PAUSE_FRAMES = 10  # of a recorded movie
 _SCENE = ("set bgColor white", "lighting soft", "view")
 
 
@@ -21,11 +19,6 @@ def colours(count: int) -> list[str]:
     """Colours of clusters, the same in pictures and in ChimeraX, as ``#rrggbb``; after 20 they begin again."""
     palette = mpl.colormaps[COLOURS]
     return [to_hex(palette(number % palette.N)) for number in range(count)]
-
-
-def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
-    """Density at which a surface encloses one percent of the box, about what molecules fill."""
-    return float(np.percentile(volume, LEVEL_PERCENTILE))
 
 
 def write_gallery(folder: Path, to: Path, picture: str = "z_pca.png") -> None:

@@ -59,6 +59,7 @@ def summary(
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     config = run.config()
+    ends = ",".join(str(row) for row in analysis.source_rows[[0, -1]])
     movie = "     # or movie_pc1.cxc" if len(analysis.volumes) > 1 else ""
     again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
     longer = "" if config.model.is_fitted else f"    {again} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
@@ -73,8 +74,9 @@ the volumes of the k-means centres:
 
 **Next**
 
-    drgn-ray decode {run.path} --particles 0,17,1204 -o volumes/
-    drgn-ray analyze {run.path} --ksample 50
+    drgn-ray decode {run.path} --path {ends} -n 12 -o movie/     # from one end of PC1 to the other, along particles
+    drgn-ray landscape {run.path}     # components and states of volumes, and every particle's place among them
+    drgn-ray analyze {run.path} --ksample 50 --umap
 {longer}"""
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drgn_ray.analysis.chimerax import colours, surface_level, write_gallery, write_series
+from drgn_ray.analysis.chimerax import colours, write_gallery, write_series
+from drgn_ray.analysis.surface import surface_level
 from drgn_ray.analysis.volumes import read_mrc, write_mrc
 
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from drgn_ray.analysis.surface import PICTURE, Framed, framed, picture, write_movie
+from drgn_ray.analysis.surface import PICTURE, Framed, framed, picture, surface_level, write_movie
 from drgn_ray.analysis.volumes import write_mrc
 
 SIDE = 32
@@ -50,6 +50,19 @@ def test_what_is_nearer_hides_what_is_behind() -> None:
 
 def test_nothing_is_drawn_where_no_density_reaches_the_level() -> None:
     assert (picture(ball(0, 0, 0), 2.0) == 255).all()
+
+
+def test_the_level_parts_a_molecule_from_noise_whatever_share_of_the_box_it_fills() -> None:
+    noise = 0.1 * np.random.default_rng(0).normal(size=(SIDE,) * 3)
+    for radius in (4, 8):
+        molecule = ball(0, 0, 0, radius)
+        inside = molecule + noise > surface_level(molecule + noise)
+        assert (inside == (molecule > 0.5)).mean() > 0.995
+
+
+def test_the_level_of_noise_alone_leaves_most_of_the_box_outside() -> None:
+    noise = np.random.default_rng(0).normal(size=(SIDE,) * 3)
+    assert (noise > surface_level(noise)).mean() <= 0.1
 
 
 def test_volumes_are_cut_to_what_holds_density(tmp_path: Path) -> None:
