@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
+from scipy.stats import median_abs_deviation
 from torch.nn.functional import interpolate
 
 from drgn_ray.analysis.volumes import read_mrc
@@ -28,15 +29,16 @@ LIGHT = np.array([-0.4, -0.5, -0.77])  # where it comes from: right, down, away 
 def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
     """Density that best parts molecule from solvent (Otsu, IEEE Trans. Syst. Man Cybern. 1979).
 
-    Within bounds, since in a noisy volume it would part noise from noise: at most a tenth of the box is inside, and at
-    least a thousandth.
+    Where the molecule is a small part of a noisy box, that would part noise from noise: so it is three standard
+    deviations of the noise at least, and at least a thousandth of the box is inside.
     """
     counts, edges = np.histogram(volume, 256)
     middles, below = (edges[1:] + edges[:-1]) / 2, counts.cumsum()
     total, sums = below[-1], (counts * middles).cumsum()
     above = np.maximum(total - below, 1)
     between = below * (total - below) * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(np.clip(middles[between.argmax()], *np.percentile(volume, (90, 99.9))))
+    noise = np.median(volume) + 3 * median_abs_deviation(volume, axis=None, scale="normal")
+    return float(min(max(middles[between.argmax()], noise), np.percentile(volume, 99.9)))
 
 
 class Framed(NamedTuple):
