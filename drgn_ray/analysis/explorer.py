@@ -214,8 +214,11 @@ class _Block:
 
     def compressed_bytes(self) -> int:
         """Size of what is in it so far."""
-        return len(gzip.compress(b"".join(self._parts)))
+        return len(self._packed())
 
     def text(self) -> str:
         """Return all of it in base64."""
-        return base64.b64encode(gzip.compress(b"".join(self._parts))).decode()
+        return base64.b64encode(self._packed()).decode()
+
+    def _packed(self) -> bytes:
+        return gzip.compress(b"".join(self._parts), 6)  # the highest level takes thrice as long for 1% less
