@@ -377,7 +377,7 @@ def _training_lines(
 ) -> Iterator[Line]:
     done, wanted = len(position.history), config.num_epochs
     checkpoints = sorted(folder.name for folder in run.checkpoints.glob("[!.]*"))
-    analyses = sorted(run.path.glob("analyze.*"), key=lambda folder: int(folder.suffix[1:]))
+    analyses = [*run.analyses().values()]
     known = "none yet" if latents is None else f"{latents.z.shape[0]:,} particles, {latents.z.shape[1]} dimensions"
     yield Line("epochs", f"{done} of {wanted}; {position.images_seen:,} images seen")
     yield Line("loss", ", ".join(f"{label} {loss:.5g}" for label, loss in _losses(position).items()) or "none yet")

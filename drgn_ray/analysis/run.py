@@ -69,8 +69,7 @@ class TrainedRun:
         Clusters are of the newest analysis; there is no such column before the first.
         """
         table = self.latents.table()
-        found = sorted(self.directory.path.glob("analyze.*/kmeans*/labels.csv"), key=_age)
-        if found:
+        if found := self.directory.newest("kmeans*/labels.csv"):
             table = table.merge(pd.read_csv(found[-1]).rename(columns={"label": "cluster"}), how="left")
         return table
 
@@ -81,11 +80,6 @@ class TrainedRun:
             found = f"its shape is {z.shape}, and the run's latents have {self.model.zdim} dimensions"
             raise ConfigError("z", found, "pass one latent")
         return decode(self.model, z, self.particles.info)
-
-
-def _age(labels: Path) -> tuple[int, float]:
-    """Epoch of an analysis, and when it was made."""
-    return int(labels.parents[1].name.removeprefix("analyze.")), labels.stat().st_mtime
 
 
 def load_run(path: str | Path) -> TrainedRun:

@@ -21,12 +21,10 @@ _RANGE = re.compile(r"z(\d+):([^:]*):([^:]*)")
 
 def newest_labels(run: RunDirectory, ksample: int | None) -> Path:
     """Find the k-means labels of a run's newest analysis (with so many clusters, where there are several)."""
-    found = list(run.path.glob(f"analyze.*/kmeans{ksample or '*'}/labels.csv"))
-    if not found:
+    newest = run.newest(f"kmeans{ksample or '*'}/labels.csv")
+    if not newest:
         wanted = "" if ksample is None else f" --ksample {ksample}"
         raise RunError(str(run.path), "it has no k-means labels", f"type `drgn-ray analyze {run.path}{wanted}` first")
-    epochs = {path: int(path.parents[1].name.removeprefix("analyze.")) for path in found}
-    newest = [path for path in found if epochs[path] == max(epochs.values())]
     if len(newest) > 1:
         numbers = ", ".join(sorted(path.parent.name.removeprefix("kmeans") for path in newest))
         raise ConfigError("--clusters", f"the analysis has k-means of {numbers} clusters", "pass --ksample with one")
@@ -108,8 +106,8 @@ def _coordinates(run: RunDirectory) -> pd.DataFrame:
     columns = {f"z{axis}": values for axis, values in enumerate(latents.z.T)}
     columns |= {f"pc{axis + 1}": values for axis, values in enumerate(pca.scores.T)}
     table = pd.DataFrame({"source_row": latents.source_row, **columns})
-    newest = max(run.path.glob(f"analyze.*/{UMAP_FILE}"), key=lambda path: path.stat().st_mtime, default=None)
-    return table if newest is None else table.merge(pd.read_csv(newest), how="left")
+    embedded = run.newest(UMAP_FILE)
+    return table.merge(pd.read_csv(embedded[-1]), how="left") if embedded else table
 
 
 def row_numbers(particles: str, flag: str) -> Int[np.ndarray, " n"]:

@@ -110,6 +110,18 @@ drgn-ray train {store} -o "${{1:?say where the new run is to be}}" --config "$se
         """Name where the analysis after an epoch (1-based, as cryoDRGN counts) goes."""
         return self.path / f"analyze.{epoch}"
 
+    def analyses(self) -> dict[int, Path]:
+        """Analyses that there are, by epoch, ascending; what a user called ``analyze.old`` is none."""
+        found = {folder.suffix[1:]: folder for folder in self.path.glob("analyze.*")}
+        return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
+
+    def newest(self, pattern: str) -> list[Path]:
+        """Files of the newest analysis that has any of a pattern, the last written last."""
+        for folder in reversed(self.analyses().values()):
+            if found := sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime):
+                return found
+        return []
+
     def landscape(self, epoch: int) -> Path:
         """Name where the landscape of volumes after an epoch goes."""
         return self.path / f"landscape.{epoch}"

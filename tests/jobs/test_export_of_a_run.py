@@ -71,3 +71,14 @@ def test_what_is_no_lasso_is_refused(
     assert main(["export", str(trained.path), "-o", str(tmp_path / "rows.txt"), "--lasso", lasso]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "rows.txt").exists()
+
+
+def test_clusters_are_those_of_the_newest_analysis_whatever_else_is_called_so(
+    trained: RunDirectory, tmp_path: Path
+) -> None:
+    run = RunDirectory(shutil.copytree(trained.path, tmp_path / "run"))
+    expected = exported(trained, tmp_path / "rows.txt", "--clusters", "1")
+    for name in ("analyze.old", "analyze.0"):
+        shutil.copytree(run.analysis(1), run.path / name)
+    (run.path / "analyze.0" / "kmeans3" / "labels.csv").write_text("source_row,label\n0,1\n")
+    assert exported(run, tmp_path / "rows.txt", "--clusters", "1") == expected
