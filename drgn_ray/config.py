@@ -42,8 +42,9 @@ class DataConfig(Settings):
 
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of the particles held out for validation (whole chunks, drawn with the seed); their latents are worse."""
-    half: Literal[0, 1, 2] = 0
-    """1 or 2: train on that half of the particles alone (whole chunks, the same whatever the seed); 0: on all."""
+    half_set: Literal[1, 2] | None = None
+    """Train on this half of the particles alone: whole chunks, the same whatever the seed, not the half sets that their
+    poses were refined with; None: on all."""
     slices_per_epoch: PositiveInt | None = None
     """Parts an epoch is cut into, with a checkpoint after each; None: one for every 500,000 particles."""
 

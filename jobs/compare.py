@@ -63,21 +63,22 @@ def _compare(arguments: Arguments) -> None:
             raise ConfigError(str(path), "it is named twice", "name each run once")
     if arguments.num_workers is not None and arguments.num_workers < 0:
         raise ConfigError(f"--workers {arguments.num_workers}", "it is a count", "pass 0 or more")
-    output = _output(arguments)
+    output = comparison_place(arguments.output, overwrite=arguments.overwrite)
     check_comparable(runs, arguments.num_volumes)
     with job_frame(arguments.output) as frame:
         compare_into(runs, output, frame, arguments.num_volumes, arguments.num_workers)
 
 
-def _output(arguments: Arguments) -> Path:
+def comparison_place(output: str, *, overwrite: bool) -> Path:
+    """Where a comparison goes; refused where something else is, or another comparison that stays."""
     from drgn_ray.errors import ConfigError
     from jobs.frame import check_folder, output_path
 
-    check_folder(arguments.output)
-    if Path(arguments.output, "config.yaml").exists():  # whose mlflow.json would be lost
-        raise ConfigError(f"-o {arguments.output}", "a run is here", "pass another folder")
-    there = [note for note in (Path(arguments.output, NOTE),) if note.exists()]
-    return output_path(arguments.output, there, overwrite=arguments.overwrite)
+    check_folder(output)
+    if Path(output, "config.yaml").exists():  # whose mlflow.json would be lost
+        raise ConfigError(f"-o {output}", "a run is here", "pass another folder")
+    there = [note for note in (Path(output, NOTE),) if note.exists()]
+    return output_path(output, there, overwrite=overwrite)
 
 
 def compare_into(

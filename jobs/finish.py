@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int
 from drgn_ray.analysis.analyze import Analysis, analyze
 from drgn_ray.analysis.chimerax import write_gallery, write_series
 from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
-from drgn_ray.analysis.explorer import by_category, of_particles, write_explorer
+from drgn_ray.analysis.explorer import MOST_CLUSTERS, by_category, of_particles, write_explorer
 from drgn_ray.analysis.states import (
     LEAST_NEIGHBORS,
     State,
@@ -147,7 +147,7 @@ def explore(
 ) -> None:
     """Write the explorer of an analysis, and UMAP's coordinates if there are any."""
     by = [
-        by_category("k-means", analysis.clusters.labels),
+        by_category("k-means", analysis.clusters.labels, MOST_CLUSTERS),
         by_category("Gaussian mixture", analysis.mixture.labels),
         *of_particles(store.columns, latents.source_row),
     ]

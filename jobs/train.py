@@ -34,7 +34,7 @@ class Arguments:
     """Stop after training."""
     half_sets: bool = False
     """Train two runs, each on one half of the particles, RUN_half1 and RUN_half2, and compare them in RUN_halves: what
-    they agree on is not noise."""
+    one learned from its half's noise, the other does not confirm."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def _train(arguments: Arguments) -> None:
 
     check(config, store)
     if arguments.half_sets:
-        _train_halves(arguments, config)
+        _train_halves(arguments, config, store)
         return
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
@@ -118,29 +118,35 @@ def _train(arguments: Arguments) -> None:
                 frame.result(*finish_run(run, tracked))
 
 
-def _train_halves(arguments: Arguments, config: RunConfig) -> None:
+def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore) -> None:
     """Train on each half of the particles, and compare."""
     from drgn_ray.analysis.run import load_run
+    from drgn_ray.distributed.train import check
     from drgn_ray.training.run_directory import RunDirectory
-    from jobs.compare import compare_into
+    from jobs.compare import compare_into, comparison_place
     from jobs.finish import analyze_run
     from jobs.frame import job_frame
     from jobs.pipeline import tracked_run, train_run
 
-    if arguments.no_analysis or config.data.half or config.model.model == "homogeneous":
-        raise ConfigError(
-            "--half-sets", "halves are compared by the latents of their analyses", "leave out what goes without them"
-        )
+    for flag, is_given in (
+        ("--no-analysis", arguments.no_analysis),
+        ("--half-set", config.data.half_set is not None),
+        ("--model homogeneous", config.model.model == "homogeneous"),
+    ):
+        if is_given:
+            raise ConfigError(f"{flag} with --half-sets", "both halves' latents are compared", f"leave {flag} out")
     base = arguments.outdir.rstrip("/")
+    compared = comparison_place(f"{base}_halves", overwrite=True)
     with job_frame(f"{base}_halves") as frame:
         runs = [RunDirectory(f"{base}_half{half}") for half in (1, 2)]
         for half, run in enumerate(runs, start=1):
-            its_config = config.model_copy(update={"data": config.data.model_copy(update={"half": half})})
+            its_config = config.model_copy(update={"data": config.data.model_copy(update={"half_set": half})})
+            check(its_config, store)
             run.begin(its_config)
             with tracked_run(run, its_config, frame) as tracked:
                 train_run(run, its_config)
                 analyze_run(run, tracked)
-        compare_into([load_run(run.path) for run in runs], Path(f"{base}_halves").absolute(), frame)
+        compare_into([load_run(run.path) for run in runs], compared, frame)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ from drgn_ray.analysis.chimerax import colours
 from drgn_ray.analysis.latent_space import PrincipalComponents
 from drgn_ray.analysis.surface import Framed, framed
 from drgn_ray.analysis.volumes import volume_files
+from drgn_ray.physics.volume import resample
 from drgn_ray.training.embed import Latents
 
 MOST_PARTICLES = 100_000  # drawn, at random where there are more
-MOST_BYTES = 11_500_000  # of the file
-MOST_CATEGORIES = 20
+MOST_BYTES = 11_500_000  # of the file, which opens in seconds, nearly half of it plotly
+MOST_BYTES_OF_VOLUMES, LEAST_SIDE = 3_500_000, 16  # compressed; px
+BELOW_SURFACE = 0.5  # times the height of density above the surface is still told apart below it
+MOST_CATEGORIES, MOST_CLUSTERS = 20, 255
 _AS_TEXT = 4 / 3  # of a byte in base64
 
 
@@ -46,11 +49,11 @@ class Colour:
     categories: Sequence[str] | None = None
 
 
-def by_category(label: str, values: Int[np.ndarray, " N"]) -> Colour:
-    """Colour by a whole number; where there are many, the rarer ones share a category."""
+def by_category(label: str, values: Int[np.ndarray, " N"], most: int = MOST_CATEGORIES) -> Colour:
+    """Colour by a whole number; where there are more than `most`, the rarer ones share a category."""
     numbers, positions, counts = np.unique(values, return_inverse=True, return_counts=True)
-    if len(numbers) > MOST_CATEGORIES:
-        common = np.sort(np.argsort(-counts, kind="stable")[: MOST_CATEGORIES - 1])
+    if len(numbers) > most:
+        common = np.sort(np.argsort(-counts, kind="stable")[: most - 1])
         place = np.full(len(numbers), len(common))
         place[common] = np.arange(len(common))
         names = [*(str(number) for number in numbers[common]), f"{len(numbers) - len(common):,} others"]
@@ -112,7 +115,8 @@ def write_explorer(
         groups.append({"name": name, "first": sum(map(len, z_of_volumes)), "count": len(z)})
         z_of_volumes.append(z)
     z = np.concatenate(z_of_volumes)
-    volumes, shown = _in_bytes(framed([file for folder in folders.values() for file in volume_files(folder)]))
+    every = [file for folder in folders.values() for file in volume_files(folder)]
+    volumes, shown = _in_bytes(_that_fit(framed(every)))
     block.add("volumes", volumes)
     block.add("volume_z", z.astype(np.float32))
     block.add("pca_axes", pca.axes.astype(np.float32))
@@ -131,6 +135,7 @@ def write_explorer(
     about = {
         "run": str(run),
         "export": f"drgn-ray export {shlex.quote(str(run))}",
+        "images_seen": latents.images_seen,
         "drawn": len(drawn),
         "particles": len(latents.z),
         "zdim": zdim,
@@ -165,6 +170,7 @@ def _drawn(
     """Choose particles at random, as many as there is room for; first those with UMAP coordinates, if any have them."""
     bytes_each = 2 * latents.z.shape[1] + 4 + (0 if umap is None else 4) + 2 * len(by)
     most = min(MOST_PARTICLES, len(latents.z), int(left / bytes_each))
+    assert most > 0, left
     order = np.random.default_rng(0).permutation(len(latents.z))
     if umap is not None:
         order = order[np.argsort(np.isnan(umap[order, 0]), kind="stable")]
@@ -180,13 +186,27 @@ def _colour(block: _Block, number: int, by: Colour, drawn: Int[np.ndarray, " n"]
 
 
 def _in_bytes(shown: Framed) -> tuple[UInt8[np.ndarray, "n d d d"], dict[str, float]]:
-    """Volumes from 0 (the lower four fifths of the voxels, which is solvent, and then packs well) to 255."""
-    low, high = np.percentile(shown.volumes, 80), np.percentile(shown.volumes, 99.995)
-    step = max(high - low, 1e-12) / 255
+    """Volumes from 0 to 255, of which 0 is what lies well below the surface, mostly solvent, which then packs well."""
+    high = max(np.percentile(shown.volumes, 99.995), shown.level + 1e-12)
+    low = min(np.percentile(shown.volumes, 80), shown.level - BELOW_SURFACE * (high - shown.level))
+    step = (high - low) / 255
     values = np.clip((shown.volumes - low) / step, 0, 255).round().astype(np.uint8)
-    level = np.clip((shown.level - low) / step, 1, 254)
-    about = {"apix": shown.apix, "low": float(low), "step": float(step), "level": float(level)}
+    about = {"apix": shown.apix, "low": float(low), "step": float(step), "level": float((shown.level - low) / step)}
     return values, {"side": values.shape[1], **about}
+
+
+def _that_fit(shown: Framed) -> Framed:
+    """Volumes made smaller until they leave room for particles."""
+    side = len(shown.volumes[0])
+    while side > LEAST_SIDE and len(_compressed(_in_bytes(shown)[0].tobytes())) > MOST_BYTES_OF_VOLUMES:
+        smaller = side * 3 // 8 * 2
+        volumes = np.stack([resample(volume, smaller) for volume in shown.volumes])
+        shown, side = Framed(volumes, shown.apix * side / smaller, shown.level), smaller
+    return shown
+
+
+def _compressed(raw: bytes) -> bytes:
+    return gzip.compress(raw, 6)  # the highest level takes thrice as long for 1% less
 
 
 class _Block:
@@ -221,4 +241,4 @@ class _Block:
         return base64.b64encode(self._packed()).decode()
 
     def _packed(self) -> bytes:
-        return gzip.compress(b"".join(self._parts), 6)  # the highest level takes thrice as long for 1% less
+        return _compressed(b"".join(self._parts))

@@ -52,7 +52,8 @@ def mixture_figure(pca: PrincipalComponents, states: Mixture) -> Figure:
     left.axvline(best, color="grey", linestyle="--", linewidth=0.8)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="Gaussians", ylabel="BIC a particle, above the least")
-    left.set_title(f"of {states.num_fitted:,} particles; least at {best}")
+    limit = ", the most that were tried" if best == len(states.bic) > 1 else ""
+    left.set_title(f"of {states.num_fitted:,} particles; least at {best}{limit}")
     few = drawn(len(pca.scores), SHOWN_POINTS)
     x = pca.scores[few, 0]
     y = pca.scores[few, 1] if pca.scores.shape[1] > 1 else np.zeros_like(x)

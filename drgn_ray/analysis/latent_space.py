@@ -97,9 +97,9 @@ def cluster(z: Float[np.ndarray, "N Z"], num_clusters: int, seed: int = 0) -> Cl
 def mixture(z: Float[np.ndarray, "N Z"], most_states: int = MOST_STATES, seed: int = 0) -> Mixture:
     """Fit mixtures of 1, 2, ... Gaussians, and keep the best."""
     few = z[drawn(len(z), MOST_IN_MIXTURE)]
-    # Every component needs more particles than its covariance has numbers.
-    most = max(1, min(most_states, len(few) // (2 * z.shape[1] ** 2 + 10)))
-    fits = [GaussianMixture(count, random_state=seed, reg_covar=1e-6).fit(few) for count in range(1, most + 1)]
+    # Twice as many particles a component as its covariance has numbers, so that it is no matter of a few of them.
+    most = max(1, min(most_states, len(few) // (z.shape[1] * (z.shape[1] + 1) + 10)))
+    fits = [GaussianMixture(count, random_state=seed).fit(few) for count in range(1, most + 1)]
     bic = np.array([fit.bic(few) for fit in fits]) / len(few)
     best = fits[int(bic.argmin())]
     probability = best.predict_proba(z)

@@ -101,14 +101,14 @@ class VolumeAgreement(NamedTuple):
     curves
         FSC, means over the particles: of both runs' volumes of the `SAME` particle; of one run's with the other's of
         `ANOTHER` (what is simply the same molecule); and of their `DIFFERENCES` from each run's mean volume.
-    difference_correlation, difference_correlation_of_another
-        Pearson correlation of those differences over all voxels of all particles; of another particle's it is what
-        comes without any agreement.
+    difference_correlation, permuted
+        Pearson correlation of those differences over all voxels of all particles; it is below `permuted` in 99% of
+        random pairings of the particles.
     """
 
     curves: Mapping[str, Float[np.ndarray, " shells"]]
     difference_correlation: float
-    difference_correlation_of_another: float
+    permuted: float
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class RunAgreement:
                     "resolution_0.5_of_another": self.resolution(pair, ANOTHER),
                     "differences_resolution_0.5": self.resolution(pair, DIFFERENCES),
                     "differences": of_volumes.difference_correlation,
-                    "differences_of_another": of_volumes.difference_correlation_of_another,
+                    "differences_permuted": of_volumes.permuted,
                 }
             )
         return pd.DataFrame(rows)
@@ -219,21 +219,29 @@ def volume_agreement(
     count, mask = len(first), mask.astype(np.float64)
     mean_first, mean_second = _mean(first) * mask, _mean(second) * mask
     curves: dict[str, list[Float[np.ndarray, " shells"]]] = {SAME: [], ANOTHER: [], DIFFERENCES: []}
-    sums = np.zeros(4)
     for index in range(count):
         volume, same = first[index] * mask, second[index] * mask
         another = second[(index + count // 2) % count] * mask
         curves[SAME].append(fourier_shell_correlation(volume, same))
         curves[ANOTHER].append(fourier_shell_correlation(volume, another))
-        change, its_change = volume - mean_first, same - mean_second
-        curves[DIFFERENCES].append(fourier_shell_correlation(change, its_change))
-        pairs = (change, its_change), (change, another - mean_second), (change, change), (its_change, its_change)
-        sums += [np.vdot(a, b) for a, b in pairs]
+        curves[DIFFERENCES].append(fourier_shell_correlation(volume - mean_first, same - mean_second))
         progress(1)
-    # The differences of all particles add up to 0, so that this is Pearson's.
-    own, of_another = sums[:2] / max(np.sqrt(sums[2] * sums[3]), np.finfo(np.float64).tiny)
+    # Row i and column j: of particle i in the first run and j in the second.  The differences of all particles add up
+    # to 0, so that their sums are Pearson's.
+    changes, its_changes = _differences(first, mask), _differences(second, mask)
+    norm = max(float(np.linalg.norm(changes)) * float(np.linalg.norm(its_changes)), float(np.finfo(np.float32).tiny))
+    correlations = (changes @ its_changes.T).astype(np.float64) / norm
+    rng = np.random.default_rng(0)
+    permuted = [correlations[np.arange(count), rng.permutation(count)].sum() for _ in range(NUM_PERMUTATIONS)]
     means = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
-    return VolumeAgreement(means, float(own), float(of_another))
+    return VolumeAgreement(means, float(np.trace(correlations)), float(np.quantile(permuted, QUANTILE)))
+
+
+def _differences(volumes: Sequence[Volume], mask: Volume) -> Float[np.ndarray, "n V"]:
+    """Volumes less their mean, where the mask is anything."""
+    inside = mask > 0
+    weighted = np.stack([(volume[inside] * mask[inside]).astype(np.float32) for volume in volumes])
+    return weighted - weighted.mean(axis=0)
 
 
 def _mean(volumes: Sequence[Volume]) -> Volume:
@@ -381,7 +389,6 @@ def _table_of(runs: Sequence[TrainedRun], names: Sequence[str], variation: Seque
     for run, name, varies in zip(runs, names, variation, strict=True):
         history = load_position(run.directory.checkpoints).history
         last = history[-1] if history else {}
-        seconds = [line["perf/epoch_seconds"] for line in history if "perf/epoch_seconds" in line]
         about.append(
             {
                 "run": name,
@@ -390,7 +397,7 @@ def _table_of(runs: Sequence[TrainedRun], names: Sequence[str], variation: Seque
                 "zdim": run.latents.z.shape[1],
                 "epochs": trained_epochs(run.directory, run.config, run.particles),
                 "particles": len(run.particles),
-                "seconds": sum(seconds) if seconds else np.nan,
+                "seconds": last.get("perf/total_seconds", np.nan),
                 "variation": varies,
             }
         )

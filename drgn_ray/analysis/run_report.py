@@ -12,8 +12,7 @@ import pandas as pd
 from drgn_ray.analysis.figures import latent_agreement_figure, volume_agreement_figure
 from drgn_ray.analysis.run_agreement import ANOTHER, CLEAR, NEIGHBORS, SAME, RunAgreement
 
-# From where on two runs are said to tell the same story, or a part of it: of the correlation of the differences between
-# states, which the noise of fine detail lowers, or of what each run's latents predict of the other's.
+# Correlation of the differences between states from which two runs are said to tell the same story, or a part of it.
 SAME_STORY, PART_OF_IT = 0.8, 0.4
 
 
@@ -39,12 +38,13 @@ def verdict(found: RunAgreement, pair: tuple[str, str]) -> str:
     """Say in words whether two runs tell the same story, and what tells it."""
     (first, second), latents, volumes = pair, found.latents[pair], found.volumes[pair]
     differ = volumes.difference_correlation
-    agree = max(differ, min(latents.second_from_first, latents.first_from_second))
-    story = "the same story" if agree >= SAME_STORY else "partly the same story" if agree >= PART_OF_IT else None
+    least_of_all = max(PART_OF_IT, volumes.permuted)
+    story = "the same story" if differ >= SAME_STORY else "partly the same story" if differ >= least_of_all else None
     count, least = len(latents.canonical), f"{latents.permuted:.2f}"
     resolved, of_another = (_angstrom(found.resolution(pair, curve), found.apix) for curve in (SAME, ANOTHER))
     return (
-        f"{first} and {second} tell {story or 'different stories'}: differences between states correlate {differ:.2f};"
+        f"{first} and {second} tell {story or 'different stories'}: differences between states correlate {differ:.2f}"
+        f" (permuted particles reach {volumes.permuted:.2f});"
         f" volumes agree to {resolved}, those of other particles to {of_another}; {latents.count_above(CLEAR)} of"
         f" {count} latent dimensions agree (canonical correlation above {CLEAR:g}), {latents.count_above(0)} are above"
         f" {least}, which permuted particles reach; {first}'s latents predict {latents.second_from_first:.0%} of the"
@@ -88,8 +88,9 @@ them, for each run: `drgn-ray decode RUN --particles {",".join(map(str, found.so
 **How to read it**
 
 - `differences`: each run's volumes less their mean, correlated with the other run's at the same particles (1: the same
-  changes), and `_of_another` at other particles, which is what comes by itself. The verdict goes by this: from
-  {SAME_STORY:g} on the same story, from {PART_OF_IT:g} on partly.
+  changes); `_permuted` is what 99% of random pairings of the particles stay below. The verdict goes by this: from
+  {SAME_STORY:g} on the same story, from {PART_OF_IT:g} on (and above the permuted) partly. Noise of fine detail
+  lowers it.
 - `resolution`: where the FSC of both runs' volumes of a particle falls below 0.5, in Å. Where that of another particle
   is as good, it is only the same molecule that agrees.
 - `variation`: standard deviation of a run's volumes over the root mean square of their mean. A run that hardly
@@ -97,8 +98,8 @@ them, for each run: `drgn-ray decode RUN --particles {",".join(map(str, found.so
 - Canonical correlations and R² allow any linear map between latents. `neighbors` ({NEIGHBORS} nearest ones; by chance
   {by_chance:.2g}) also allow bends, but not other scales of the dimensions. `rand_index` of k-means is low
   where it cuts one cloud in two ways, as it does with the same latents and another seed (`_of_itself`).
-- All runs saw the same images, so what they agree on may be noise that all of them fit. Runs with `--val-fraction 0.5`
-  and other seeds learn from other halves of the particles, which is the harder test.
+- Runs that were trained on the same images may agree on noise that all of them fit. `drgn-ray train --half-sets`
+  trains on halves that share no image, which is the harder test; poses and CTFs are still the same.
 - Losses compare only between runs of one kind of model with the same held-out particles (`--seed`).
 """
 

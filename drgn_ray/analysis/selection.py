@@ -79,20 +79,28 @@ def in_box(latents: Latents, box: str) -> Int[np.ndarray, " n"]:
 
 
 def in_lasso(run: RunDirectory, lasso: str) -> Int[np.ndarray, " n"]:
-    """Source rows of the particles in a polygon, written as the explorer does: pc1,pc2:0.1,0.2:0.3,0.2:0.2,0.5.
+    """Source rows of the particles in a polygon, written as the explorer does: pc1,pc2@5000:0.1,0.2:0.3,0.2:0.2,0.5.
 
-    Coordinates are of the latent (z0), of its principal components (pc1), or UMAP's (umap1), which a run has after
-    ``analyze --umap`` for as many particles as UMAP embedded.
+    The number after @, which may be left out, says after how many images of training the polygon was drawn: around
+    other latents it is refused.  Coordinates are of the latent (z0), of its principal components (pc1), or UMAP's
+    (umap1), which a run has after ``analyze --umap`` for as many particles as UMAP embedded.
     """
     axes, *corners = lasso.split(":")
+    axes, _, drawn_after = axes.partition("@")
     names = axes.split(",")
     try:
         polygon = np.array([[float(number) for number in corner.split(",")] for corner in corners])
         if len(names) != 2 or len(polygon) < 3 or polygon.shape[1] != 2:
             raise ValueError(f"{len(names)} axes, {len(polygon)} corners")
     except ValueError as error:
-        raise ConfigError("--lasso", f"{lasso[:40]!r} is no polygon ({error})", "pass axes and corners") from error
-    table = _coordinates(run)
+        raise ConfigError(
+            "--lasso", f"{lasso[:40]!r} is no polygon ({error})", "pass it as pc1,pc2:0,0:2,0:1,3"
+        ) from error
+    latents = latents_of(run)
+    if drawn_after not in ("", str(latents.images_seen)):
+        found = f"it was drawn after {drawn_after} images of training, and the latents are of {latents.images_seen}"
+        raise ConfigError("--lasso", found, "draw it again in the explorer of the newest analysis")
+    table = _coordinates(run, latents)
     for name in names:
         if name not in table:
             raise ConfigError("--lasso", f"{run.path} has no {name}", f"pass two of {', '.join(table.columns[1:])}")
@@ -100,8 +108,7 @@ def in_lasso(run: RunDirectory, lasso: str) -> Int[np.ndarray, " n"]:
     return table["source_row"].to_numpy()[inside]
 
 
-def _coordinates(run: RunDirectory) -> pd.DataFrame:
-    latents = latents_of(run)
+def _coordinates(run: RunDirectory, latents: Latents) -> pd.DataFrame:
     pca = principal_components(latents.z)
     columns = {f"z{axis}": values for axis, values in enumerate(latents.z.T)}
     columns |= {f"pc{axis + 1}": values for axis, values in enumerate(pca.scores.T)}

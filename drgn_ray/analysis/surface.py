@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
-from scipy.stats import median_abs_deviation
 from torch.nn.functional import interpolate
 
 from drgn_ray.analysis.volumes import read_mrc
@@ -19,6 +18,7 @@ from drgn_ray.physics.volume import crop, resample
 
 MOST_SIDE = 64  # px
 VOLUMES_A_SECOND = 6  # of a movie
+MAD_OF_GAUSSIAN = 0.6745  # median absolute deviation of a Gaussian, over its standard deviation
 MARGIN = 1.1  # about the outermost density
 PICTURE = 320  # px of a view's side
 VIEWS = (Rotation.from_euler("x", -70, degrees=True), Rotation.from_euler("zx", (90, -70), degrees=True))
@@ -33,12 +33,13 @@ def surface_level(volume: Float[np.ndarray, "D D D"]) -> float:
     deviations of the noise at least, and at least a thousandth of the box is inside.
     """
     counts, edges = np.histogram(volume, 256)
-    middles, below = (edges[1:] + edges[:-1]) / 2, counts.cumsum()
-    total, sums = below[-1], (counts * middles).cumsum()
-    above = np.maximum(total - below, 1)
-    between = below * (total - below) * (sums / below - (sums[-1] - sums) / above) ** 2
-    noise = np.median(volume) + 3 * median_abs_deviation(volume, axis=None, scale="normal")
-    return float(min(max(middles[between.argmax()], noise), np.percentile(volume, 99.9)))
+    middles, below = (edges[1:] + edges[:-1]) / 2, counts.cumsum()[:-1]
+    above, sums = volume.size - below, (counts * middles).cumsum()
+    apart = sums[:-1] / np.maximum(below, 1) - (sums[-1] - sums[:-1]) / np.maximum(above, 1)
+    parted = edges[1:-1][(below * above * apart**2).argmax()]
+    median = np.median(volume)
+    noise = median + 3 * float(np.median(np.abs(volume - median))) / MAD_OF_GAUSSIAN
+    return float(min(max(parted, noise), np.percentile(volume, 99.9)))
 
 
 class Framed(NamedTuple):

@@ -124,7 +124,7 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
             _bend(model, store, chunks, workers)
     metrics, z, _ = validate(model, held_out(), torch.device("cpu"))
     position.seconds = time.monotonic() - start
-    metrics |= {"epoch": 1, "perf/epoch_seconds": position.seconds, "perf/seconds": position.seconds}
+    metrics |= {"epoch": 1, "perf/epoch_seconds": position.seconds, "perf/total_seconds": position.seconds}
     position.history.append({"kind": "epoch", "step": seen, **metrics})
     save_checkpoint(run.checkpoints, position, model, None, config.resources.keep_checkpoints)
     reporter.epoch(seen, metrics, model, z)

@@ -36,8 +36,8 @@ class ParticleOrder:
     ----------
     slices_per_epoch
         An epoch is read in this many parts; slice s belongs to epoch s // slices_per_epoch.
-    half
-        1 or 2: only one half of the chunks is there, which is the same half whatever the seed; 0: all of them.
+    half_set
+        1 or 2: only one half of the chunks is there, which is the same half whatever the seed; None: all of them.
     """
 
     num_particles: int
@@ -45,7 +45,7 @@ class ParticleOrder:
     seed: int
     val_fraction: float
     slices_per_epoch: int
-    half: int = 0
+    half_set: int | None = None
 
     @property
     def num_chunks(self) -> int:
@@ -54,10 +54,10 @@ class ParticleOrder:
 
     def chunks(self) -> Integer[np.ndarray, " chunks"]:
         """Chunks that there are, ascending."""
-        if not self.half:
+        if self.half_set is None:
             return np.arange(self.num_chunks)
-        drawn = np.random.default_rng(_HALVES).permutation(self.num_chunks)
-        return np.sort(np.array_split(drawn, 2)[self.half - 1])
+        drawn = np.random.default_rng((0, _HALVES)).permutation(self.num_chunks)
+        return np.sort(np.array_split(drawn, 2)[self.half_set - 1])
 
     def val_chunks(self) -> Integer[np.ndarray, " chunks"]:
         """Chunks held out for validation, ascending."""

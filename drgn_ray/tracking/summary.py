@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -53,13 +54,15 @@ def summary(
         *_cost(last),
         ("variance of PC1, PC2, ...", shares),
         ("k-means clusters", _sizes(analysis.clusters.labels)),
-        ("Gaussian mixture", f"{_sizes(analysis.mixture.labels)}, by BIC"),
+        ("Gaussian mixture", f"{_sizes(analysis.mixture.labels)}, by BIC, of at most {len(analysis.mixture.bic)}"),
         *(() if comparison is None else _compared(comparison)),
         *(() if supported is None else ((supported.about, str(supported)),)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     config = run.config()
-    ends = ",".join(str(row) for row in analysis.source_rows[[0, -1]])
+    path, ends = shlex.quote(str(run.path)), analysis.source_rows[[0, -1]]
+    way = f"    drgn-ray decode {path} --path {ends[0]},{ends[1]} -n 12 -o movie/     # along particles, all over PC1\n"
+    way = way if ends[0] != ends[1] else ""
     movie = "     # or movie_pc1.cxc" if len(analysis.volumes) > 1 else ""
     again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
     longer = "" if config.model.is_fitted else f"    {again} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
@@ -74,9 +77,8 @@ the volumes of the k-means centres:
 
 **Next**
 
-    drgn-ray decode {run.path} --path {ends} -n 12 -o movie/     # from one end of PC1 to the other, along particles
-    drgn-ray landscape {run.path}     # components and states of volumes, and every particle's place among them
-    drgn-ray analyze {run.path} --ksample 50 --umap
+{way}    drgn-ray landscape {path}     # components and states of volumes, and every particle's place among them
+    drgn-ray analyze {path} --umap
 {longer}"""
 
 
@@ -91,10 +93,12 @@ def _changed(last: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _cost(last: Mapping[str, float]) -> list[tuple[str, str]]:
-    if "perf/seconds" not in last:
+    if "perf/total_seconds" not in last:
         return []
     gpus = last.get("perf/gpu_hours", 0.0)
-    return [("training took", format_duration(last["perf/seconds"]) + (f", {gpus:.2f} GPU-hours" if gpus else ""))]
+    return [
+        ("training took", format_duration(last["perf/total_seconds"]) + (f", {gpus:.2f} GPU-hours" if gpus else ""))
+    ]
 
 
 def _sizes(labels: Int[np.ndarray, " N"]) -> str:

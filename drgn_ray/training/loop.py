@@ -54,9 +54,9 @@ def particle_order(config: RunConfig, store: ParticleStore) -> ParticleOrder:
     """Split and order of the store's particles under this configuration."""
     slices = config.data.slices_per_epoch or default_slices(len(store))
     data = config.data
-    order = ParticleOrder(len(store), store.chunk_size, config.training.seed, data.val_fraction, slices, data.half)
-    if not len(order.chunks()):
-        raise ConfigError(f"--half {data.half}", f"{store.path} has only one chunk", "train on all particles")
+    order = ParticleOrder(len(store), store.chunk_size, config.training.seed, data.val_fraction, slices, data.half_set)
+    if data.half_set is not None and order.num_chunks < 2:
+        raise ConfigError(f"--half-set {data.half_set}", f"{store.path} has only one chunk", "train on all particles")
     if slices > len(order.train_chunks()):
         raise ConfigError(
             f"--slices-per-epoch {slices}",
@@ -114,6 +114,9 @@ class Trainer:
         self.images_per_epoch = self.order.num_rows(self.order.train_chunks())
         self.model = model_for(config, store).to(worker.device)
         self.position = load_position(run.checkpoints)
+        self.start_seconds = load_position(RunDirectory(run.start).checkpoints).seconds
+        if not self.position.next_slice:
+            self.position.seconds = self.start_seconds
         if start is not None:
             self.model.start_from(start.subspace, int(start.radius))
         bf16, reason = uses_bf16(config.training.precision, worker.device)
@@ -184,7 +187,7 @@ class Trainer:
             metrics |= self.convergence.since_last(self.model, found.z)
         self._count_time(start)
         metrics |= {"perf/epoch_seconds": self.position.seconds - self._seconds_before()}
-        metrics |= {"perf/seconds": self.position.seconds, "perf/gpu_hours": self.position.gpu_seconds / 3600}
+        metrics |= {"perf/total_seconds": self.position.seconds, "perf/gpu_hours": self.position.gpu_seconds / 3600}
         self.position.history.append({"kind": "epoch", "step": self.position.images_seen, **metrics})
         self._checkpoint()
         if self.worker.rank == 0:
@@ -197,8 +200,8 @@ class Trainer:
         self.position.gpu_seconds += seconds * self.worker.world_size * (self.worker.device.type == "cuda")
 
     def _seconds_before(self) -> float:
-        """Seconds of the epochs that are finished."""
-        return self.position.history[-1].get("perf/seconds", 0.0) if self.position.history else 0.0
+        """Seconds of the start and of the epochs that are finished."""
+        return self.position.history[-1].get("perf/total_seconds", 0.0) if self.position.history else self.start_seconds
 
     def _batches(self, slice_index: int) -> Batches:
         batches = self.stream(slice_index)

@@ -7,18 +7,12 @@
 from __future__ import annotations
 
 import logging
-import platform
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-
-import yaml
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
-from drgn_ray.particles.store import StoreInfo
 from drgn_ray.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -61,29 +55,6 @@ class RunDirectory:
             raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
-
-    def write_script(self, config: RunConfig, info: StoreInfo) -> None:
-        """Write ``reproduce.sh``, which trains the same again, unless it is there: what began a run made it."""
-        if self.script.exists():
-            return
-        store = shlex.quote(config.particles)
-        packages = ", ".join(f"{name} {version(name)}" for name in ("drgn-ray", "torch", "numpy", "ray", "zarr"))
-        settings = yaml.safe_dump(config.model_dump(exclude={"particles"}), sort_keys=False)
-        self.script.write_text(
-            f"""#!/usr/bin/env bash
-# Trains the run {self.path} again: bash reproduce.sh OUTPUT
-# It was begun with Python {platform.python_version()}, {packages},
-# on the store whose table has the checksum {info.table_sha256}, made by
-#   {info.command}
-# In one process (--workers 0) on the same kind of machine the result is the same to the bit.
-set -euo pipefail
-settings=$(mktemp --suffix .yaml)
-trap 'rm -f "$settings"' EXIT
-cat > "$settings" <<'SETTINGS'
-{settings}SETTINGS
-drgn-ray train {store} -o "${{1:?say where the new run is to be}}" --config "$settings"
-"""
-        )
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:

@@ -92,7 +92,16 @@ def test_volumes_of_the_same_states_agree_on_any_grey_scale_and_those_of_others_
     assert found.curves[DIFFERENCES][1:] == pytest.approx(np.ones(SIZE // 2))
     assert found.curves[ANOTHER][1:9].mean() < 0.95
     assert found.difference_correlation == pytest.approx(1)
-    assert found.difference_correlation_of_another < 0
+    assert 0 < found.permuted < 0.9
+
+
+def test_changes_that_have_nothing_in_common_are_within_what_permuted_particles_reach() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, 8, SIZE, SIZE, SIZE))
+    found = volume_agreement([*first], [*second], np.ones((SIZE,) * 3))
+    assert abs(found.difference_correlation) < 0.05
+    assert found.difference_correlation <= found.permuted + 0.02
+    assert found.permuted < 0.1
 
 
 def test_the_same_molecule_with_other_changes_agrees_as_much_as_another_particle_does() -> None:

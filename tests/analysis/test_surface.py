@@ -57,7 +57,7 @@ def test_the_level_parts_a_molecule_from_noise_whatever_share_of_the_box_it_fill
     for radius in (4, 8):
         molecule = ball(0, 0, 0, radius)
         inside = molecule + noise > surface_level(molecule + noise)
-        assert (inside == (molecule > 0.5)).mean() > 0.99
+        assert (inside & (molecule > 0.5)).sum() > 0.6 * (inside | (molecule > 0.5)).sum()
 
 
 def test_the_level_of_noise_alone_leaves_next_to_all_of_the_box_outside() -> None:

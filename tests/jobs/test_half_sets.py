@@ -34,10 +34,21 @@ def test_two_runs_see_other_particles_and_are_compared_on_all(
     assert (tmp_path / "mlflow.db").is_file()
 
 
-@pytest.mark.parametrize("words", [["--no-analysis"], ["--half", "1"]])
+@pytest.mark.parametrize("words", [["--no-analysis"], ["--half-set", "1"]])
 def test_what_cannot_be_compared_is_refused(
     words: list[str], store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(store_path), "-o", str(tmp_path / "a"), *SETTINGS, *words]) == 2
-    assert "--half-sets: halves are compared by the latents of their analyses" in capsys.readouterr().err
+    said = f"{words[0]} with --half-sets: both halves' latents are compared; leave {words[0]} out."
+    assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_the_place_of_the_comparison_is_left_alone(
+    store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_halves").mkdir()
+    (tmp_path / "a_halves" / "config.yaml").write_text("")
+    assert main(["train", str(store_path), "-o", str(tmp_path / "a"), *SETTINGS]) == 2
+    assert "a_halves: a run is here" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a_halves"]

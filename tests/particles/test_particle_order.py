@@ -141,7 +141,7 @@ def test_long_epochs_are_cut_into_slices_of_half_a_million(num_particles: int, s
 
 @given(HALVED, st.integers(0, 20))
 def test_halves_share_no_particle_and_miss_none_whatever_the_seeds(order: ParticleOrder, epoch: int) -> None:
-    first, second = replace(order, half=1), replace(order, half=2, seed=order.seed + 1)
+    first, second = replace(order, half_set=1), replace(order, half_set=2, seed=order.seed + 1)
     assert sorted([*first.chunks(), *second.chunks()]) == list(range(order.num_chunks))
     assert abs(len(first.chunks()) - len(second.chunks())) <= 1
     for half in (first, second):
