@@ -57,8 +57,8 @@ def _analyze(arguments: Arguments) -> None:
         raise ConfigError(
             f"--ksample {arguments.ksample}", f"there are {count:,} particles", "pass a number up to that"
         )
-    if arguments.pc is not None and not 0 <= arguments.pc <= zdim:
-        raise ConfigError(f"--pc {arguments.pc}", f"z has {zdim} dimensions", "pass a number up to that")
+    if arguments.pc is not None and not 0 <= arguments.pc <= min(zdim, count):
+        raise ConfigError(f"--pc {arguments.pc}", f"z has {min(zdim, count)} components", "pass a number up to that")
     with job_frame(arguments.run) as frame:
         tracked = open_tracked(run, config, frame)
         frame.result(

@@ -237,9 +237,10 @@ def _latents(arguments: Arguments, run: RunDirectory, zdim: int) -> Float[np.nda
     if arguments.path is not None:
         return _through(arguments, latents_of(run), row_numbers(arguments.path, "--path"))
     if arguments.pc is not None:
-        if not 1 <= arguments.pc <= zdim:
-            raise ConfigError(f"--pc {arguments.pc}", f"z has {zdim} dimensions", f"pass a number from 1 to {zdim}")
         z = latents_of(run).z
+        most = min(z.shape)  # fewer particles than dimensions have no more components
+        if not 1 <= arguments.pc <= most:
+            raise ConfigError(f"--pc {arguments.pc}", f"z has {most} components", f"pass a number from 1 to {most}")
         return along_component(z, principal_components(z), arguments.pc - 1, arguments.num_points or 10)
     if arguments.z is not None:
         name, z = "-z", np.array([arguments.z])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -32,6 +33,7 @@ from drgn_ray.distributed.backproject import back_project
 from drgn_ray.distributed.decode import decode_folders
 from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.tasks import beside
+from drgn_ray.errors import RunError
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.backproject import Assignment, Method, half_maps
@@ -100,13 +102,17 @@ def analyze_run(
     """Embed every particle, analyse, and copy all of it to MLflow."""
     config = run.config()
     store = ParticleStore(config.particles)
+    if not os.access(run.path, os.W_OK):
+        raise RunError(str(run.path), "there is no permission to write here", "analyse a copy of the run")
     latents = embed(run, store)
+    if not np.isfinite(latents.z).all():
+        raise RunError(str(run.path), "its latents are no numbers", "train again, with a smaller --lr")
     latents.save(run.latents_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, position = trained_model(run, config, store, device), load_position(run.checkpoints)
     folder = run.analysis(trained_epochs(run, config, store))
     ksample = min(20, len(latents.z)) if ksample is None else ksample
-    num_pcs = min(2, model.zdim) if num_pcs is None else num_pcs
+    num_pcs = min(2, *latents.z.shape) if num_pcs is None else num_pcs
     analysis = analyze(latents, position, folder, ksample=ksample, num_pcs=num_pcs)
     with beside(partial(umap, latents.z)) if with_umap else nullcontext() as coordinates:
         decode_folders(run, analysis.volumes)

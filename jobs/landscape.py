@@ -340,7 +340,7 @@ def _output(place: str, *, overwrite: bool) -> Path:
 
     check_folder(place)
     there = sorted(Path(place).iterdir()) if Path(place).is_dir() else []
-    if there and overwrite and not Path(place, PARTICLES).is_file():
+    if overwrite and not all(any(path.match(pattern) for pattern in OURS) for path in there):
         raise ConfigError(f"-o {place}", "what is here is no landscape", "pass another folder")
     return output_path(place, there, overwrite=overwrite)
 

@@ -122,9 +122,11 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
     """Train on each half of the particles, and compare."""
     from drgn_ray.analysis.run import load_run
     from drgn_ray.distributed.train import check
+    from drgn_ray.errors import RunError
+    from drgn_ray.training.embed import trained_zdim
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.compare import compare_into, comparison_place
-    from jobs.finish import analyze_run
+    from jobs.finish import finish_run
     from jobs.frame import job_frame
     from jobs.pipeline import tracked_run, train_run
 
@@ -145,7 +147,9 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
             run.begin(its_config)
             with tracked_run(run, its_config, frame) as tracked:
                 train_run(run, its_config)
-                analyze_run(run, tracked)
+                finish_run(run, tracked)
+            if not trained_zdim(run, its_config, store):
+                raise RunError(str(run.path), "this half found one volume and no latents", "train on all particles")
         compare_into([load_run(run.path) for run in runs], compared, frame)
 
 

@@ -139,7 +139,7 @@ def write_explorer(
         "drawn": len(drawn),
         "particles": len(latents.z),
         "zdim": zdim,
-        "axes": [*(f"pc{axis + 1}" for axis in range(zdim)), *columns],
+        "axes": [*(f"pc{axis + 1}" for axis in range(len(pca.axes))), *columns],
         "variance": pca.variance_share.round(4).tolist(),
         "ranges": ranges,
         "colours": coloured,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from drgn_ray.errors import RunError
+
 LOCAL_UI = "http://127.0.0.1:5000"
 DATABASE = "mlflow.db"
 # A fresh browser would land in MLflow's GenAI view, which shows none of a training run's charts.
@@ -15,8 +17,21 @@ _VIEW = "workflowType=machine_learning"
 
 
 def tracking_uri(runs_folder: Path) -> str:
-    """``MLFLOW_TRACKING_URI`` if it is set, else an SQLite file beside the runs."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder.absolute() / DATABASE}"
+    """``MLFLOW_TRACKING_URI`` if it is set, else an SQLite file beside the runs.
+
+    Raises
+    ------
+    RunError
+        The folder's name holds what an address cannot.
+    """
+    if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        return server
+    folder = str(runs_folder.absolute())
+    if found := set(folder) & set("?#%"):
+        raise RunError(
+            folder, f"MLflow cannot keep runs in a path with {' or '.join(sorted(found))}", "pass another -o"
+        )
+    return f"sqlite:///{folder}/{DATABASE}"
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:

@@ -61,10 +61,10 @@ def summary(
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     config = run.config()
     path, ends = shlex.quote(str(run.path)), analysis.source_rows[[0, -1]]
-    way = f"    drgn-ray decode {path} --path {ends[0]},{ends[1]} -n 12 -o movie/     # along particles, all over PC1\n"
-    way = way if ends[0] != ends[1] else ""
+    decode = f"    drgn-ray decode {path} --path {ends[0]},{ends[1]} -n 12 -o movie/"
+    way = f"{decode}     # or, where particles lie far apart, --through line\n" if ends[0] != ends[1] else ""
     movie = "     # or movie_pc1.cxc" if len(analysis.volumes) > 1 else ""
-    again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
+    again = f"drgn-ray train {shlex.quote(config.particles)} -o {path} --config {shlex.quote(str(run.config_file))}"
     longer = "" if config.model.is_fitted else f"    {again} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
     return f"""| | |
 |---|---|
@@ -73,7 +73,7 @@ def summary(
 **Look** at the [explorer]({explorer}): latents beside volumes, and a lasso to choose particles. In ChimeraX,
 the volumes of the k-means centres:
 
-    cd {analysis.folder}; chimerax view_kmeans.cxc{movie}
+    cd {shlex.quote(str(analysis.folder))}; chimerax view_kmeans.cxc{movie}
 
 **Next**
 

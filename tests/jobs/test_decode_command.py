@@ -127,7 +127,7 @@ def test_places_that_cannot_be_written_are_refused(
     [
         ([], "it is not said which volumes"),
         (["--pc", "1", "--particles", "3"], "--particles, --pc: each says which volumes"),
-        (["--pc", "3"], "--pc 3: z has 2 dimensions; pass a number from 1 to 2"),
+        (["--pc", "3"], "--pc 3: z has 2 components; pass a number from 1 to 2"),
         (["--pc", "1", "-n", "1"], "-n 1: a way has two ends"),
         (["--path", "3"], "--path 3: a way has two ends"),
         (["--path", "3,four"], "--path 3,four: these are no row numbers"),
