@@ -98,8 +98,8 @@ def _describe(trials: Sequence[Trial], store: ParticleStore) -> None:
         config = trial.config
         weights = sum(parameter.numel() for parameter in model_for(config, store).parameters())
         settings = "  ".join(f"{name} {value}" for name, value in trial.chosen.items())
-        size = f"{weights / 1e6:.2f} M weights, {config.num_epochs} epochs" if weights else "fitted, not trained"
-        logger.info("%s  %s  (%s)", trial.name, settings, size)
+        takes = f"{weights / 1e6:.2f} M weights, {config.num_epochs} epochs" if weights else "fitted, not trained"
+        logger.info("%s  %s  (%s)", trial.name, settings, takes)
 
 
 def _search(

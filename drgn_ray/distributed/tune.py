@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import ray
 import torch
 from ray import tune
@@ -105,24 +104,25 @@ def run_sweep(
     ResourceError
         No machine has what a trial needs.
     """
+    waiting = [trial for trial in trials if directory.outcome(trial.name) is None]
+    if not waiting:
+        logger.info("all %d trials have ended already", len(trials))
+        return
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     with connected():
         cpus = trials[0].config.resources.cpus_per_worker or 1
         slots = plan_slots(cpus, gpus_per_trial, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         _fit_reference(directory, trials[0].config)
-        waiting = [trial for trial in trials if directory.outcome(trial.name) is None]
-        with_gpus = f" and {slots.gpus:g} GPUs" if slots.gpus else ""
         logger.info(
-            "%d of %d trials to train, %d at a time, each with %d CPUs%s",
+            "%d of %d trials to train, %d at a time, each with CPUs: %d%s",
             len(waiting),
             len(trials),
             min(slots.count, len(waiting)),
             slots.cpus,
-            with_gpus,
+            f", GPUs: {slots.gpus:g}" if slots.gpus else "",
         )
         try:
-            if waiting:
-                _tune(directory, sweep, trials, waiting, parent, slots)
+            _tune(directory, sweep, trials, waiting, parent, slots)
         finally:
             for trial in waiting:
                 if directory.outcome(trial.name) is None and directory.run(trial.name).mlflow_file.exists():
@@ -235,6 +235,8 @@ def _train_trial(
 ) -> None:
     """Train what is left of a trial in this process; a user's mistake (a loss that diverges) ends only this one."""
     (trial,) = (trial for trial in trials if trial.name == chosen["trial"])
+    if directory.outcome(trial.name) is not None:  # Tune tries again whatever fails in its callbacks
+        return
     logging.getLogger("drgn_ray").setLevel(logging.INFO)
     run, config = directory.run(trial.name), trial.config
     torch.set_num_threads(config.resources.cpus_per_worker or 1)
@@ -350,6 +352,6 @@ def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedR
         partial.write_text(content)
         partial.replace(directory.path / name)
     parent.note(text)
-    ended, best = len(table) - len(unended(table)), table["gain"].max(skipna=True)
-    if ended and np.isfinite(best):
-        parent.metrics({"sweep/best_gain": best, "sweep/trials_ended": ended}, ended)
+    ended, gains = len(table) - len(unended(table)), table["gain"].dropna().tolist()
+    if gains:
+        parent.metrics({"sweep/best_gain": max(gains), "sweep/trials_ended": ended}, ended)
