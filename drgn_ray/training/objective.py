@@ -5,7 +5,8 @@ bound of that subspace's mean volume.  A trial's own loss weighs its KL divergen
 compared; its held-out reconstruction error falls with every further dimension, which stores noise of the image it is
 compared with, and with every smaller beta.  The bound charges what a latent stores at its price, the KL divergence in
 nats (Hinton and van Camp 1993), whatever beta and zdim were.  A posterior that is narrower than images justify, as
-after training with a small beta, costs a trial something: it is judged as encoder and decoder together.
+after training with a small beta, costs a trial something, and so does an encoder that learnt few particles by heart:
+encoder and decoder are judged together.
 """
 
 from __future__ import annotations
