@@ -1,8 +1,8 @@
 """Ray Tune over the trials of a sweep: each one process and one run directory, stopped early by ASHA.
 
-Trials hold their own state (checkpoints, bounds, outcome), so going on needs nothing of Tune's: what has ended is told
-to the scheduler, what has not is submitted again.  A trial is a single actor, so no placement group is ever within
-another, which Ray 2.60 can leak (`RunConfig.resources.num_workers` is 0).
+Trials hold their own state (checkpoints, bounds, outcome), so going on needs nothing of Tune's: what trials told before
+is told to the scheduler, and those that have not ended are submitted again.  A trial is a single actor, so that there
+is no placement group within another, which Ray 2.60 can leak (`resources.num_workers` is 0).
 """
 
 from __future__ import annotations
@@ -162,16 +162,47 @@ def _tune(
         tuner.fit()
 
 
-class _Past(NamedTuple):
-    """A trial of an earlier call, as a scheduler knows it."""
+class _Named(NamedTuple):
+    """A trial as ASHA looks at it."""
 
     trial_id: str
+
+
+class _Asha(ASHAScheduler):
+    """Knows trials by our names, which a later call has again, and not by Tune's."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """See `ASHAScheduler`."""
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See `ASHAScheduler`."""
+        return super().on_trial_result(tune_controller, _named(trial), result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """See `ASHAScheduler`."""
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """See `ASHAScheduler`."""
+        super().on_trial_remove(tune_controller, _named(trial))
+
+    def remember(self, name: str, results: Sequence[dict[str, Any]]) -> None:
+        """Hear what a trial told in an earlier call; what was decided on it then stays."""
+        trial: Any = _Named(name)
+        super().on_trial_add(None, trial)  # type: ignore[arg-type]
+        for result in results:
+            super().on_trial_result(None, trial, result)  # type: ignore[arg-type]
+
+
+def _named(trial: TuneTrial) -> Any:
+    return _Named(trial.config["trial"])
 
 
 def _scheduler(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], longest: int) -> TrialScheduler:
     if sweep.scheduler == "none":
         return FIFOScheduler()
-    asha = ASHAScheduler(
+    asha = _Asha(
         time_attr=EPOCH,
         metric=GAIN,
         mode="max",
@@ -180,11 +211,7 @@ def _scheduler(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial],
         reduction_factor=REDUCTION,
     )
     for trial in trials:
-        if directory.outcome(trial.name) is not None:
-            past: Any = _Past(trial.name)
-            asha.on_trial_add(None, past)  # type: ignore[arg-type]
-            for result in _results(directory, trial, longest):
-                asha.on_trial_result(None, past, result)  # type: ignore[arg-type]
+        asha.remember(trial.name, _results(directory, trial, longest))
     return asha
 
 
@@ -263,15 +290,12 @@ class _Judge:
         self.reference = _reference(directory, trial.config, store)
 
     def catch_up(self) -> None:
-        """Tell what was told before an interruption; judge the newest checkpoint, if that was not done any more."""
+        """Judge the newest checkpoint, if an interruption came before that."""
         run = self.directory.run(self.trial.name)
-        if has_checkpoint(run.checkpoints):
-            history = load_position(run.checkpoints).history
-            if history and int(history[-1]["epoch"]) not in self.directory.bounds(self.trial.name):
-                model = trained_model(run, self.trial.config, self.store, _device())
-                self._judge(model, int(history[-1]["epoch"]), int(history[-1]["step"]))
-        for result in _results(self.directory, self.trial, self.longest):
-            tune.report(result)
+        history = load_position(run.checkpoints).history
+        if history and int(history[-1]["epoch"]) not in self.directory.bounds(self.trial.name):
+            model = trained_model(run, self.trial.config, self.store, _device())
+            self._judge(model, int(history[-1]["epoch"]), int(history[-1]["step"]))
 
     def begin(self, position: Position) -> None:
         """See `Reporter.begin`."""
@@ -285,13 +309,13 @@ class _Judge:
         was_training = model.training
         self._judge(model.eval(), int(metrics[EPOCH]), step)
         model.train(was_training)
-        tune.report(_results(self.directory, self.trial, self.longest)[-1])
 
     def _judge(self, model: Model, epoch: int, step: int) -> None:
         bounds = held_out_bounds(model, self.reference, self.trial.config, self.store)
         self.directory.save_bounds(self.trial.name, epoch, bounds)
         result = _results(self.directory, self.trial, self.longest)[-1]
         self.tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, step)
+        tune.report(result)
 
 
 class _Follower(tune.Callback):
