@@ -79,7 +79,8 @@ def verdict(directory: SweepDirectory, table: pd.DataFrame) -> str:
 
 
 _LEGEND = """`gain`: nats an image over one volume for all, on particles that were held out; `behind`: what it gains
-less than the best, image by image. Differences below two standard errors may be chance."""
+less than the best, image by image. Differences below two standard errors may be chance. `recon_loss` is of windowed
+images for networks that have a window, and cannot be compared with others'."""
 
 
 def _cell(row: dict[str, Any], name: str) -> str:

@@ -2,11 +2,11 @@
 
 It is the evidence lower bound with one noise spectrum for all trials, that of a linear subspace fitted once, less the
 bound of that subspace's mean volume.  A trial's own loss weighs its KL divergence by its own beta and cannot be
-compared; its held-out reconstruction error falls with every further dimension, which stores noise of the image it is
-compared with, and with every smaller beta.  The bound charges what a latent stores at its price, the KL divergence in
-nats (Hinton and van Camp 1993), whatever beta and zdim were.  A posterior that is narrower than images justify, as
-after training with a small beta, costs a trial something, and so does an encoder that learnt few particles by heart:
-encoder and decoder are judged together.
+compared; its held-out reconstruction error is of windowed images where there is a window, and falls with every further
+dimension, which stores noise of the image it is compared with, and with every smaller beta.  The bound charges what a
+latent stores at its price, the KL divergence in nats (Hinton and van Camp 1993), whatever beta and zdim were.  A
+posterior that is narrower than images justify, as after training with a small beta, costs a trial something, and so
+does an encoder that learnt few particles by heart: encoder and decoder are judged together.
 """
 
 from __future__ import annotations
