@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "what a STAR, CS, MRC, store or run holds, and what is suspicious about it",
     "backproject": "consensus volume, half maps and FSC of a store, or of the particles behind states of a run",
     "train": "train a network on a store, or fit a subspace",
+    "tune": "search architectures, latent dimensions and other settings, many trials beside each other",
     "analyze": "latents, their PCA and k-means, and volumes of a trained run",
     "embed": "latents of every particle of a store",
     "decode": "volumes at chosen particles or latents",

@@ -137,19 +137,67 @@ def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | Non
     ResourceError
         The tracking server does not answer.
     """
-    if run.mlflow_file.exists():
-        tracked = TrackedRun(run)
-        with _answering(tracked.uri):
-            if _is_there(tracked):
-                return tracked
-        logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
+    found = _found(run)
+    if found is not None:
+        return found
     uri = tracking_uri(run.path.parent)
     with _answering(uri):
-        store = Path(config.particles).name.removesuffix(".zarr")
-        experiment_id = _experiment(MlflowClient(uri), store, uri, run.path.parent)
-        params = [Param(name, str(value)) for name, value in config.flat().items()]
+        experiment_id = _experiment_of(config.particles, uri, run.path.parent)
         tags = {_DIRECTORY: str(run.path), **(tags or {})}
-        return _create_run(run, uri, experiment_id, run.path.name, tags, params)
+        return _create_run(run, uri, experiment_id, run.path.name, tags, _params(config))
+
+
+def open_sweep(folder: RunDirectory, particles: str, tags: Mapping[str, str]) -> TrackedRun:
+    """Create the MLflow run of a sweep over a store, or find the one its folder has.
+
+    Raises
+    ------
+    ResourceError
+        The tracking server does not answer.
+    """
+    found = _found(folder)
+    if found is not None:
+        return found
+    uri = tracking_uri(folder.path.parent)
+    with _answering(uri):
+        experiment_id = _experiment_of(particles, uri, folder.path.parent)
+        name = f"tune {folder.path.name}"
+        return _create_run(folder, uri, experiment_id, name, {_DIRECTORY: str(folder.path), **tags})
+
+
+def open_trial(run: RunDirectory, config: RunConfig, parent: TrackedRun) -> TrackedRun:
+    """Create the MLflow run of a trial below its sweep's, or find the one it has.
+
+    Raises
+    ------
+    ResourceError
+        The tracking server does not answer.
+    """
+    found = _found(run)
+    if found is not None:
+        return found
+    with _answering(parent.uri):
+        tags = {_DIRECTORY: str(run.path), "mlflow.parentRunId": parent.run_id}
+        return _create_run(run, parent.uri, parent.experiment_id, run.path.name, tags, _params(config))
+
+
+def _found(run: RunDirectory) -> TrackedRun | None:
+    if not run.mlflow_file.exists():
+        return None
+    tracked = TrackedRun(run)
+    with _answering(tracked.uri):
+        if _is_there(tracked):
+            return tracked
+    logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
+    return None
+
+
+def _params(config: RunConfig) -> list[Param]:
+    return [Param(name, str(value)) for name, value in config.flat().items()]
+
+
+def _experiment_of(particles: str, uri: str, runs_folder: Path) -> str:
+    return _experiment(MlflowClient(uri), Path(particles).name.removesuffix(".zarr"), uri, runs_folder)
 
 
 def open_comparison(

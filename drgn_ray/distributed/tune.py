@@ -1,0 +1,381 @@
+"""Ray Tune over the trials of a sweep: each one process and one run directory, stopped early by ASHA.
+
+Trials hold their own state (checkpoints, bounds, outcome), so going on needs nothing of Tune's: what trials told before
+is told to the scheduler, and those that have not ended are submitted again.  A trial is a single actor, so that there
+is no placement group within another, which Ray 2.60 can leak (`resources.num_workers` is 0).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from torch import Tensor
+
+from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
+from drgn_ray.distributed.cluster import connected
+from drgn_ray.distributed.linear import train_linear
+from drgn_ray.distributed.train import train
+from drgn_ray.errors import ResourceError, UserError
+from drgn_ray.models.linear import LinearSubspace
+from drgn_ray.models.model import Model
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.tracking.reporter import make_reporter
+from drgn_ray.tracking.run import TrackedRun, open_trial
+from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
+from drgn_ray.training.compare import gain
+from drgn_ray.training.embed import trained_model
+from drgn_ray.training.leaderboard import leaderboard, markdown, unended
+from drgn_ray.training.objective import held_out_bounds
+from drgn_ray.training.report import LogReporter, Metrics, Reporters
+from drgn_ray.training.sweep import Sweep, Trial
+from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
+
+logger = logging.getLogger(__name__)
+GAIN, EPOCH = "held_out/gain", "epoch"
+REDUCTION = 3  # of trials at each rung a third goes on: after a ninth and a third of the epochs
+MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
+_BOOKKEEPING = ".ray_tune_"
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # which write every result three times
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends us, and not what Tune happens to do
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints tables however quiet it is told to be
+}
+
+
+class Slots(NamedTuple):
+    """What each trial reserves, and how many fit on the machines."""
+
+    cpus: int
+    gpus: float
+    count: int
+
+
+def plan_slots(cpus: int, gpus: float | None, nodes: Sequence[Mapping[str, float]]) -> Slots:
+    """Fit trials on machines.
+
+    Parameters
+    ----------
+    cpus, gpus
+        Of a trial; None: one GPU where there are any.
+    nodes
+        Resources of every machine that is alive ("CPU", "GPU").
+    """
+    gpus = float(any(node.get("GPU", 0) for node in nodes)) if gpus is None else gpus
+    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+        raise ResourceError(f"--gpus-per-trial {gpus:g}", "it is a share of a GPU, or a count", "pass 0.5 or 1, say")
+    count = sum(_fitting(cpus, gpus, node) for node in nodes)
+    if not count:
+        largest = f"{max((node.get('CPU', 0) for node in nodes), default=0):g} CPUs"
+        most = f"{max((node.get('GPU', 0) for node in nodes), default=0):g} GPUs"
+        raise ResourceError(
+            f"a trial of {cpus} CPUs and {gpus:g} GPUs",
+            f"no machine has as much (the most are {largest} and {most})",
+            "pass a smaller --gpus-per-trial, or resources.cpus_per_worker under base",
+        )
+    return Slots(cpus, gpus, count)
+
+
+def _fitting(cpus: int, gpus: float, node: Mapping[str, float]) -> int:
+    by_cpu = int(node.get("CPU", 0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
+
+
+def run_sweep(
+    directory: SweepDirectory,
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    parent: TrackedRun,
+    gpus_per_trial: float | None = None,
+) -> None:
+    """Train what is left of a sweep; its trials tell MLflow and the directory how they do.
+
+    Raises
+    ------
+    ResourceError
+        No machine has what a trial needs.
+    """
+    waiting = [trial for trial in trials if directory.outcome(trial.name) is None]
+    if not waiting:
+        logger.info("all %d trials have ended already", len(trials))
+        return
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    with connected():
+        cpus = trials[0].config.resources.cpus_per_worker or 1
+        slots = plan_slots(cpus, gpus_per_trial, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        _fit_reference(directory, trials[0].config)
+        logger.info(
+            "%d of %d trials to train, %d at a time, each with CPUs: %d%s",
+            len(waiting),
+            len(trials),
+            min(slots.count, len(waiting)),
+            slots.cpus,
+            f", GPUs: {slots.gpus:g}" if slots.gpus else "",
+        )
+        try:
+            _tune(directory, sweep, trials, waiting, parent, slots)
+        finally:
+            for trial in waiting:
+                if directory.outcome(trial.name) is None and directory.run(trial.name).mlflow_file.exists():
+                    TrackedRun(directory.run(trial.name)).end("KILLED")
+
+
+def _tune(
+    directory: SweepDirectory,
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    waiting: Sequence[Trial],
+    parent: TrackedRun,
+    slots: Slots,
+) -> None:
+    longest = max(trial.config.num_epochs for trial in trials)
+    for left_over in directory.path.glob(f"{_BOOKKEEPING}*"):  # of a driver that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that loggers would write
+    work = tune.with_parameters(_train_trial, directory=directory, trials=list(trials), longest=longest)
+    with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=directory.path) as bookkeeping:
+        tuner = tune.Tuner(
+            tune.with_resources(work, {"cpu": slots.cpus, "gpu": slots.gpus}),
+            param_space={"trial": tune.grid_search([trial.name for trial in waiting])},
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(directory, sweep, trials, longest),
+                max_concurrent_trials=slots.count,
+                reuse_actors=True,  # starting a process takes seconds
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=bookkeeping,
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[_Follower(directory, trials, parent)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+class _Named(NamedTuple):
+    """A trial as ASHA looks at it."""
+
+    trial_id: str
+
+
+class _Asha(ASHAScheduler):
+    """Knows trials by our names, which a later call has again, and not by Tune's."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """See `ASHAScheduler`."""
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See `ASHAScheduler`."""
+        return super().on_trial_result(tune_controller, _named(trial), result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """See `ASHAScheduler`."""
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """See `ASHAScheduler`."""
+        super().on_trial_remove(tune_controller, _named(trial))
+
+    def remember(self, name: str, results: Sequence[dict[str, Any]]) -> None:
+        """Hear what a trial told in an earlier call; what was decided on it then stays."""
+        trial: Any = _Named(name)
+        super().on_trial_add(None, trial)  # type: ignore[arg-type]
+        for result in results:
+            super().on_trial_result(None, trial, result)  # type: ignore[arg-type]
+
+
+def _named(trial: TuneTrial) -> Any:
+    return _Named(trial.config["trial"])
+
+
+def _scheduler(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], longest: int) -> TrialScheduler:
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+    asha = _Asha(
+        time_attr=EPOCH,
+        metric=GAIN,
+        mode="max",
+        max_t=longest,
+        grace_period=max(1, round(longest / REDUCTION**2)),
+        reduction_factor=REDUCTION,
+    )
+    for trial in trials:
+        asha.remember(trial.name, _results(directory, trial, longest))
+    return asha
+
+
+def _results(directory: SweepDirectory, trial: Trial, longest: int) -> list[dict[str, float]]:
+    """List what a trial told after every epoch; one that is fitted at once is at its end, and bars no beginner."""
+    (consensus,) = directory.bounds(CONSENSUS).values()
+    over = {epoch: gain(bounds, consensus) for epoch, bounds in directory.bounds(trial.name).items()}
+    at = {epoch: longest if trial.config.model.is_fitted else epoch for epoch in over}
+    return [{EPOCH: at[epoch], GAIN: each.mean, "held_out/gain_error": each.error} for epoch, each in over.items()]
+
+
+def _fit_reference(directory: SweepDirectory, config: RunConfig) -> None:
+    """Fit the subspace whose noise all trials are judged with, and judge it and its mean."""
+    if directory.bounds(LINEAR):
+        return
+    store, run = ParticleStore(config.particles), directory.reference
+    of_it = RunConfig(
+        particles=config.particles,
+        data=config.data,
+        model=ModelConfig(model="linear", zdim=FEW_DIMENSIONS),
+        training=TrainingConfig(seed=config.training.seed),
+        resources=ResourcesConfig(num_workers=int(ray.cluster_resources().get("CPU", 0))),
+    )
+    logger.info("a linear subspace comes first: its noise is that which all trials are judged with")
+    run.begin(of_it)
+    if not has_checkpoint(run.checkpoints):
+        with run.log_to_file():
+            train_linear(of_it, store, run, LogReporter(run, 1))
+    linear = _reference(directory, config, store)
+    consensus = LinearSubspace(observe=linear.observe)
+    consensus.start_from(linear.subspace.leading(0), int(linear.radius))
+    directory.save_bounds(CONSENSUS, 0, held_out_bounds(consensus, linear, config, store))
+    directory.save_bounds(LINEAR, 0, held_out_bounds(linear, linear, config, store))
+
+
+def _reference(directory: SweepDirectory, config: RunConfig, store: ParticleStore) -> LinearSubspace:
+    found = trained_model(directory.reference, directory.reference.config(), store, _device())
+    assert isinstance(found, LinearSubspace)
+    return found
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _train_trial(
+    chosen: Mapping[str, str], *, directory: SweepDirectory, trials: Sequence[Trial], longest: int
+) -> None:
+    """Train what is left of a trial in this process; a user's mistake (a loss that diverges) ends only this one."""
+    (trial,) = (trial for trial in trials if trial.name == chosen["trial"])
+    if directory.outcome(trial.name) is not None:  # Tune tries again whatever fails in its callbacks
+        return
+    logging.getLogger("drgn_ray").setLevel(logging.INFO)
+    run, config = directory.run(trial.name), trial.config
+    torch.set_num_threads(config.resources.cpus_per_worker or 1)
+    if not run.config_file.exists():  # the sweep's directory has checked the rest
+        run.begin(config)
+    tracked = open_trial(run, config, TrackedRun(directory.tracked))
+    tracked.begin()
+    store = ParticleStore(config.particles)
+    judge = _Judge(directory, trial, longest, tracked, store)
+    try:
+        judge.catch_up()
+        train(config, run, lambda: Reporters([make_reporter(run, config.num_epochs), judge]))
+    except UserError as error:
+        directory.end(trial.name, Outcome("failed", str(error)))
+
+
+class _Judge:
+    """Judges a trial's model after every epoch, and tells Tune, which may then stop it."""
+
+    def __init__(
+        self, directory: SweepDirectory, trial: Trial, longest: int, tracked: TrackedRun, store: ParticleStore
+    ) -> None:
+        self.directory, self.trial, self.longest, self.tracked, self.store = directory, trial, longest, tracked, store
+        self.reference = _reference(directory, trial.config, store)
+
+    def catch_up(self) -> None:
+        """Judge the newest checkpoint, if an interruption came before that."""
+        run = self.directory.run(self.trial.name)
+        history = load_position(run.checkpoints).history
+        if history and int(history[-1]["epoch"]) not in self.directory.bounds(self.trial.name):
+            model = trained_model(run, self.trial.config, self.store, _device())
+            self._judge(model, int(history[-1]["epoch"]), int(history[-1]["step"]))
+
+    def begin(self, position: Position) -> None:
+        """See `Reporter.begin`."""
+
+    def interval(self, step: int, metrics: Metrics) -> None:
+        """See `Reporter.interval`."""
+
+    def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
+        """See `Reporter.epoch`."""
+        del z
+        was_training = model.training
+        self._judge(model.eval(), int(metrics[EPOCH]), step)
+        model.train(was_training)
+
+    def _judge(self, model: Model, epoch: int, step: int) -> None:
+        bounds = held_out_bounds(model, self.reference, self.trial.config, self.store)
+        self.directory.save_bounds(self.trial.name, epoch, bounds)
+        result = _results(self.directory, self.trial, self.longest)[-1]
+        self.tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, step)
+        tune.report(result)
+
+
+class _Follower(tune.Callback):
+    """Hears in the driver how trials do: lines in the log, outcomes, the leaderboard in the directory and in MLflow."""
+
+    def __init__(self, directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun) -> None:
+        self.directory, self.trials, self.parent = directory, {trial.name: trial for trial in trials}, parent
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Say how an epoch went."""
+        if GAIN not in result:
+            return
+        ours = self.trials[trial.config["trial"]]
+        epoch = min(result[EPOCH], ours.config.num_epochs)
+        logger.info(
+            "%s  epoch %d/%d  %+.3f nats an image over one volume",
+            ours.name,
+            epoch,
+            ours.config.num_epochs,
+            result[GAIN],
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Keep the outcome of a trial."""
+        ours = self.trials[trial.config["trial"]]
+        run = self.directory.run(ours.name)
+        outcome = self.directory.outcome(ours.name)
+        if outcome is None:
+            epochs = max(self.directory.bounds(ours.name), default=0)
+            done = epochs >= ours.config.num_epochs
+            outcome = Outcome("finished" if done else "stopped", f"after {epochs} of {ours.config.num_epochs} epochs")
+            self.directory.end(ours.name, outcome)
+        tracked = TrackedRun(run)
+        tracked.set_tag("drgn_ray.outcome", f"{outcome.state}: {outcome.why}")
+        tracked.end("FAILED" if outcome.state == "failed" else "FINISHED")
+        logger.info("%s  %s %s", ours.name, outcome.state, outcome.why)
+        publish(self.directory, list(self.trials.values()), self.parent)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Say why a trial's process ended; the next call tries it again."""
+        name = trial.config["trial"]
+        error = str(trial.get_error()).strip().splitlines() or ["its process ended"]
+        logger.warning("%s  failed, and goes on when the same command is given again: %s", name, error[-1])
+        if self.directory.run(name).mlflow_file.exists():
+            tracked = TrackedRun(self.directory.run(name))
+            tracked.set_tag("drgn_ray.error", error[-1][:500])
+            tracked.end("FAILED")
+
+
+def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun) -> None:
+    """Write the leaderboard, and show it on the page of the sweep."""
+    table = leaderboard(directory, trials)
+    text = markdown(directory, table)
+    for name, content in {"leaderboard.csv": table.to_csv(index=False), "leaderboard.md": text}.items():
+        partial = directory.path / f".{name}.partial"
+        partial.write_text(content)
+        partial.replace(directory.path / name)
+    parent.note(text)
+    ended, gains = len(table) - len(unended(table)), table["gain"].dropna().tolist()
+    if gains:
+        parent.metrics({"sweep/best_gain": max(gains), "sweep/trials_ended": ended}, ended)

@@ -1,0 +1,97 @@
+"""What the directory of a sweep holds, from which the same command goes on.
+
+``sweep.json`` (the trials, written before anything starts), ``reference/`` (the run directory of the linear subspace
+that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/`` (held-out bounds after every epoch),
+``outcomes/NAME.json`` (how it ended), ``leaderboard.csv``, ``leaderboard.md``, ``mlflow.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from drgn_ray.config import RunConfig
+from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.sweep import Sweep, Trial
+
+CONSENSUS, LINEAR = "consensus", "linear"  # whose bounds are there beside those of trials
+
+
+class Outcome(NamedTuple):
+    """How a trial ended: ``finished``, ``stopped`` (by the scheduler) or ``failed``, and why."""
+
+    state: str
+    why: str = ""
+
+
+class SweepDirectory:
+    """Paths and state of a sweep."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.tracked = RunDirectory(path)  # whose mlflow.json is that of the parent run
+        self.path = self.tracked.path
+        self.file = self.path / "sweep.json"
+        self.reference = RunDirectory(self.path / "reference")
+
+    def run(self, trial: str) -> RunDirectory:
+        """Name the run directory of a trial."""
+        return RunDirectory(self.path / "trials" / trial)
+
+    def begin(self, sweep: Sweep, particles: str, trials: Sequence[Trial]) -> list[Trial]:
+        """Claim the directory and return its trials: those given, or of the same sweep that is there already."""
+        settings = {"particles": particles, **sweep.model_dump(mode="json")}
+        if self.file.exists():
+            there = json.loads(self.file.read_text())
+            changed = sorted(name for name, value in settings.items() if there["sweep"].get(name) != value)
+            if changed:
+                raise ConfigError(
+                    str(self.path),
+                    f"another sweep is here, with other {', '.join(changed)}",
+                    "pass another -o, or the sweep it was begun with to go on",
+                )
+            return [
+                Trial(each["name"], each["chosen"], RunConfig.model_validate(each["config"]))
+                for each in there["trials"]
+            ]
+        if self.path.exists() and any(self.path.iterdir()):
+            raise RunError(str(self.path), "this directory holds something that is not a sweep", "pass another -o")
+        self.path.mkdir(parents=True, exist_ok=True)
+        drawn = [asdict(trial) | {"config": trial.config.model_dump(mode="json")} for trial in trials]
+        _write(self.file, json.dumps({"sweep": settings, "trials": drawn}, indent=1))
+        return list(trials)
+
+    def end(self, trial: str, outcome: Outcome) -> None:
+        """Keep how a trial ended; it is not run again."""
+        _write(self.path / "outcomes" / f"{trial}.json", json.dumps(outcome._asdict()))
+
+    def outcome(self, trial: str) -> Outcome | None:
+        """Say how a trial ended; None if it did not yet."""
+        file = self.path / "outcomes" / f"{trial}.json"
+        return Outcome(**json.loads(file.read_text())) if file.exists() else None
+
+    def save_bounds(self, name: str, epoch: int, bounds: Float64[np.ndarray, " n"]) -> None:
+        """Keep the held-out bounds of a trial after an epoch, or of what trials are compared with."""
+        file = self.path / "bounds" / name / f"{epoch:06d}.npy"
+        partial = file.with_name(f".{file.name}.partial.npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(partial, bounds)
+        partial.replace(file)
+
+    def bounds(self, name: str) -> dict[int, Float64[np.ndarray, " n"]]:
+        """Read the held-out bounds of a trial by epoch, in order."""
+        files = sorted((self.path / "bounds" / name).glob("[0-9]*.npy"))
+        return {int(file.stem): np.load(file, allow_pickle=False) for file in files}
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)

@@ -1,0 +1,149 @@
+"""Search settings: many trials beside each other, those that fall behind stopped early; the same call goes on.
+
+Trials are ranked by how much better than one volume they tell held-out images (nats an image, whatever beta and zdim).
+SWEEP is a YAML file of distributions and settings, or one of: quick, architecture, latent-dimension, paper.
+
+drgn-ray tune particles.zarr quick -o sweeps/a --dry-run
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jobs.cli import exit_with, parse, run_command
+
+if TYPE_CHECKING:
+    from drgn_ray.particles.store import ParticleStore
+    from drgn_ray.tracking.run import TrackedRun
+    from drgn_ray.training.sweep import Sweep, Trial
+    from drgn_ray.training.sweep_directory import SweepDirectory
+    from jobs.frame import Frame
+
+logger = logging.getLogger("jobs.tune")  # also where this is the main module
+MOST_COMPARED = 5  # best trials that are set side by side
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of ``tune``."""
+
+    particles: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+    """The particle store."""
+    sweep: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")]
+    """YAML file of the search, or the name of one that is ready made."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """Folder of the sweep; one that is there already goes on."""
+    gpus_per_trial: float | None = None
+    """GPUs of a trial, 0.5 for two trials on a GPU; None: one, where there are GPUs."""
+    dry_run: bool = False
+    """Print the trials and what they would take, and start nothing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = parse(Arguments, argv, "tune", __doc__)
+    return run_command(lambda: _tune(arguments))
+
+
+def _tune(arguments: Arguments) -> None:
+    from drgn_ray.particles.store import ParticleStore
+    from drgn_ray.training.sweep import draw_trials, read_sweep
+    from jobs.frame import check_folder
+
+    check_folder(arguments.output)
+    sweep = read_sweep(arguments.sweep)
+    store = ParticleStore(arguments.particles)
+    trials = draw_trials(sweep, store.absolute_path, len(store))
+    _check(trials, store)
+    if arguments.dry_run:
+        _describe(trials, store)
+        return
+
+    from drgn_ray.training.sweep_directory import SweepDirectory
+    from jobs.frame import job_frame
+
+    directory = SweepDirectory(arguments.output)
+    with job_frame(arguments.output) as frame:
+        trials = directory.begin(sweep, store.absolute_path, trials)
+        _search(directory, sweep, trials, arguments.gpus_per_trial, frame)
+
+
+def _check(trials: Sequence[Trial], store: ParticleStore) -> None:
+    from drgn_ray.distributed.train import check
+    from drgn_ray.errors import ConfigError
+
+    for trial in trials:
+        try:
+            check(trial.config, store)
+        except ConfigError as error:
+            raise ConfigError(f"{trial.name}, {error.source}", error.found, error.remedy) from error
+    if not trials[0].config.data.val_fraction:
+        raise ConfigError("data.val_fraction: 0", "trials are judged on held-out particles", "leave it out")
+
+
+def _describe(trials: Sequence[Trial], store: ParticleStore) -> None:
+    from drgn_ray.training.loop import model_for, particle_order
+
+    order = particle_order(trials[0].config, store)
+    images, held_out = order.num_rows(order.train_chunks()), order.num_rows(order.val_chunks())
+    logger.info(
+        "%d trials on %s particles of %d px, %s held out", len(trials), f"{images:,}", store.info.box_size, held_out
+    )
+    for trial in trials:
+        config = trial.config
+        weights = sum(parameter.numel() for parameter in model_for(config, store).parameters())
+        settings = "  ".join(f"{name} {value}" for name, value in trial.chosen.items())
+        takes = f"{weights / 1e6:.2f} M weights, {config.num_epochs} epochs" if weights else "fitted, not trained"
+        logger.info("%s  %s  (%s)", trial.name, settings, takes)
+
+
+def _search(
+    directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float | None, frame: Frame
+) -> None:
+    from drgn_ray.distributed.tune import publish, run_sweep
+    from drgn_ray.tracking.run import open_sweep
+    from drgn_ray.training.leaderboard import leaderboard, markdown
+    from jobs.frame import submitted_job
+    from jobs.pipeline import end_told, served
+
+    job = submitted_job()
+    tracked = open_sweep(directory.tracked, trials[0].config.particles, {"drgn_ray.job": job} if job else {})
+    frame.link(served(tracked, tracked.link, directory.path.parent))
+    tracked.begin()
+    with end_told(tracked):
+        run_sweep(directory, sweep, trials, tracked, gpus_per_trial)
+        publish(directory, trials, tracked)
+        frame.result(*markdown(directory, leaderboard(directory, trials)).splitlines())
+        _name_winner(directory, trials, tracked, frame)
+
+
+def _name_winner(directory: SweepDirectory, trials: Sequence[Trial], tracked: TrackedRun, frame: Frame) -> None:
+    """Tag the winner; its page, those of the next set beside it, and what to type for its latents and volumes."""
+    from drgn_ray.errors import RunError
+    from drgn_ray.tracking.run import TrackedRun, side_by_side
+    from drgn_ray.training.leaderboard import leaderboard, unended
+    from jobs.pipeline import served
+
+    table = leaderboard(directory, trials)
+    best = [directory.run(name) for name in table[table["gain"].notna()]["trial"][:MOST_COMPARED]]
+    if left := unended(table):
+        raise RunError(str(directory.path), f"{', '.join(left)} came to no end", "give the same command again to go on")
+    if not best:
+        raise RunError(str(directory.path), "all trials failed", f"see {directory.path / 'outcomes'}")
+    for run in map(directory.run, table["trial"]):
+        TrackedRun(run).set_tag("drgn_ray.winner", str(run.path == best[0].path).lower())
+    winner = TrackedRun(best[0])
+    tracked.set_tag("drgn_ray.winner", winner.run_id)
+    charts = side_by_side(best)
+    if charts is not None:
+        frame.result(f"charts  {served(tracked, charts, directory.path.parent)}")
+    frame.result(f"winner  {best[0].path}", f"next    drgn-ray analyze {best[0].path}")
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,124 @@
+"""``drgn-ray tune`` on a real Ray: ranks its trials, tells MLflow, gives all CPUs back, and goes on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from drgn_ray.distributed.tune import plan_slots
+from drgn_ray.errors import ResourceError
+from drgn_ray.training.sweep_directory import SweepDirectory
+from jobs.cli import main
+
+SWEEP = """
+space:
+  model.zdim: {choice: [1, 2]}
+  training.lr: {choice: [3.0e-3, 1.0e+9]}
+base:
+  model.enc_dim: 16
+  model.enc_layers: 1
+  model.dec_dim: 16
+  model.dec_layers: 1
+  model.pe_dim: 4
+  training.num_epochs: 2
+  training.precision: fp32
+search: grid
+"""
+
+
+@pytest.fixture
+def two_cpus() -> Iterator[None]:
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="dr_", dir="/tmp")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
+    store_path: Path,
+    tmp_path: Path,
+    two_cpus: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ray
+    from ray.util import placement_group_table
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    words = ["tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o", str(tmp_path / "sweeps" / "a")]
+    assert main([*words, "--dry-run"]) == 0
+    assert "trial_4  model.zdim 2  training.lr 1000000000.0" in capsys.readouterr().out
+    assert not (tmp_path / "sweeps").exists()
+
+    assert main(words) == 0
+    directory = SweepDirectory(tmp_path / "sweeps" / "a")
+    table = pd.read_csv(directory.path / "leaderboard.csv").set_index("trial")
+    assert table["state"].to_dict() | {"trial_1": "", "trial_3": ""} == {
+        "trial_1": "",
+        "trial_2": "failed",  # it diverged, and ended no other
+        "trial_3": "",
+        "trial_4": "failed",
+    }
+    winner = table.index[0]
+    assert winner in ("trial_1", "trial_3")
+    assert table["state"][winner] == "finished"
+    assert ray.available_resources()["CPU"] == 2
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    assert not list(directory.path.glob(".ray*"))
+    out = capsys.readouterr().out
+    assert f"winner  {directory.run(winner).path}" in out
+    assert "/#/compare-runs?" in out
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'sweeps' / 'mlflow.db'}")
+    runs = {
+        run.info.run_name: run for run in client.search_runs([e.experiment_id for e in client.search_experiments()])
+    }
+    parent = runs.pop("tune a")
+    assert set(runs) == {f"trial_{number}" for number in range(1, 5)}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {name: run.info.status for name, run in runs.items() if name in ("trial_2", winner)} == {
+        "trial_2": "FAILED",
+        winner: "FINISHED",
+    }
+    assert "| trial | state |" in parent.data.tags["mlflow.note.content"]
+    assert [name for name, run in runs.items() if run.data.tags["drgn_ray.winner"] == "true"] == [winner]
+    assert len(client.get_metric_history(runs[winner].info.run_id, "held_out/gain")) == 2
+
+    (directory.path / "outcomes" / f"{winner}.json").unlink()  # as of a driver that was killed at its last moment
+    before = directory.run(winner).log_file.read_text()
+    assert main(words) == 0
+    assert directory.run(winner).log_file.read_text() == before  # nothing was trained again
+    assert pd.read_csv(directory.path / "leaderboard.csv").set_index("trial")["gain"].equals(table["gain"])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "nodes", "slots"),
+    [
+        (1, None, [{"CPU": 4}], (1, 0.0, 4)),
+        (2, None, [{"CPU": 5}, {"CPU": 3}], (2, 0.0, 3)),
+        (1, None, [{"CPU": 8, "GPU": 2}], (1, 1.0, 2)),
+        (1, 0.1, [{"CPU": 80, "GPU": 3}], (1, 0.1, 30)),
+        (4, 0.5, [{"CPU": 0}, {"CPU": 10, "GPU": 4}], (4, 0.5, 2)),
+    ],
+)
+def test_as_many_trials_run_as_fit(
+    cpus: int, gpus: float | None, nodes: list[dict[str, float]], slots: tuple[int, float, int]
+) -> None:
+    assert plan_slots(cpus, gpus, nodes) == slots
+
+
+def test_a_trial_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ResourceError, match="a trial of 8 CPUs and 0 GPUs: no machine has as much"):
+        plan_slots(8, None, [{"CPU": 4}, {"CPU": 4}])
+    with pytest.raises(ResourceError, match="it is a share of a GPU, or a count"):
+        plan_slots(1, 1.5, [{"CPU": 4, "GPU": 2}])
