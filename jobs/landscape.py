@@ -340,20 +340,20 @@ def _output(place: str, *, overwrite: bool) -> Path:
 
     check_folder(place)
     there = sorted(Path(place).iterdir()) if Path(place).is_dir() else []
-    if overwrite and not all(any(path.match(pattern) for pattern in OURS) for path in there):
+    if there and overwrite and not Path(place, PARTICLES).is_file():
         raise ConfigError(f"-o {place}", "what is here is no landscape", "pass another folder")
     return output_path(place, there, overwrite=overwrite)
 
 
 def _put_in_place(made: Path, output: Path) -> None:
-    """Replace what is ours in a folder, the table of particles last: where it is, all is."""
-    import shutil
-
-    output.mkdir(exist_ok=True)
-    for old in [path for pattern in OURS for path in output.glob(pattern)]:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    for new in sorted(made.iterdir(), key=lambda path: path.name == PARTICLES):
-        new.replace(output / new.name)
+    """Put a landscape where another may be, of which only what is not ours stays; there is never a part of one."""
+    if output.exists():
+        old = made.with_name("old")
+        output.rename(old)
+        for path in old.iterdir():
+            if not any(path.match(pattern) for pattern in OURS):
+                path.rename(made / path.name)
+    made.rename(output)
 
 
 if __name__ == "__main__":
