@@ -46,6 +46,16 @@ def test_a_lasso_around_principal_components(trained: RunDirectory, tmp_path: Pa
     assert below.max() < scores[:, 1].mean()
 
 
+def test_a_lasso_that_was_drawn_around_other_latents_is_refused(
+    trained: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = latents_of(trained).images_seen
+    assert exported(trained, tmp_path / "rows.txt", "--lasso", square(f"z0,z1@{seen}", -9, 9))
+    words = ["export", str(trained.path), "-o", str(tmp_path / "other.txt"), "--lasso", square("z0,z1@7", -9, 9)]
+    assert main(words) == 2
+    assert f"it was drawn after 7 images of training, and the latents are of {seen}" in capsys.readouterr().err
+
+
 def test_particles_that_umap_left_out_are_in_no_lasso_of_it(trained: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(shutil.copytree(trained.path, tmp_path / "run"))
     rows = latents_of(run).source_row
@@ -58,9 +68,12 @@ def test_particles_that_umap_left_out_are_in_no_lasso_of_it(trained: RunDirector
 @pytest.mark.parametrize(
     ("lasso", "sentence"),
     [
-        ("z0,z1:0,0:1,1", "--lasso: 'z0,z1:0,0:1,1' is no polygon (2 axes, 2 corners); pass axes and corners."),
-        ("z0:0,0:1,1:2,0", "is no polygon (1 axes, 3 corners); pass axes and corners."),
-        ("z0,z1:0,0:1,x:2,0", "is no polygon (could not convert string to float: 'x'); pass axes and corners."),
+        (
+            "z0,z1:0,0:1,1",
+            "--lasso: 'z0,z1:0,0:1,1' is no polygon (2 axes, 2 corners); pass it as pc1,pc2:0,0:2,0:1,3.",
+        ),
+        ("z0:0,0:1,1:2,0", "is no polygon (1 axes, 3 corners); pass it as pc1,pc2:"),
+        ("z0,z1:0,0:1,x:2,0", "is no polygon (could not convert string to float: 'x'); pass it as pc1,pc2:"),
         ("z0,z7:0,0:1,1:2,0", "has no z7; pass two of z0, z1, pc1, pc2."),
         ("umap1,umap2:0,0:1,1:2,0", "has no umap1; pass two of z0, z1, pc1, pc2."),
     ],
