@@ -69,4 +69,6 @@ def test_the_states_along_the_path_follow_one_another(run: RunDirectory, referen
     assert states[-1] >= 25
     assert len(set(states)) >= 8
     assert min(correlation) > 0.9
-    assert min(best_states(tmp_path / "line", truth)[1]) < min(correlation)  # a straight way leaves the particles
+    straight = min(best_states(tmp_path / "line", truth)[1])
+    print("least correlation on a straight way", round(straight, 3))
+    assert straight < min(correlation)  # it leaves the particles
