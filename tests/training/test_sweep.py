@@ -124,7 +124,7 @@ def test_a_sweep_goes_on_with_the_trials_it_began_with_and_no_others(tmp_path: P
 
 
 def leave_position(run: RunDirectory) -> None:
-    epoch = {"epoch": 2, "val/recon_loss": 0.9, "val/kld": 3.0, "perf/seconds": 60.0}
+    epoch = {"epoch": 2, "val/recon_loss": 0.9, "val/kld": 3.0, "perf/total_seconds": 60.0}
     checkpoint = run.checkpoints / "slice_000002"
     checkpoint.mkdir(parents=True)
     (checkpoint / "position.json").write_text(json.dumps({"history": [epoch]}))
