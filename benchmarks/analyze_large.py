@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.common import print_table
 from drgn_ray.analysis.analyze import analyze
 from drgn_ray.analysis.explorer import Colour, by_category, write_explorer
+from drgn_ray.analysis.surface import framed
 from drgn_ray.analysis.volumes import write_mrc
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.embed import Latents
@@ -50,7 +51,8 @@ def main() -> int:
         by = [by_category("k-means", found.clusters.labels), by_category("half set", np.arange(count) % 2)]
         by += [Colour(name, rng.uniform(1, 2, count)) for name in ("defocus, µm", "view: tilt, °", "view: rot, °")]
         start, page = time.perf_counter(), Path(folder, "explorer.html")
-        write_explorer(page, Path("runs/a"), latents, found.pca, by, {each.name: each for each in found.volumes})
+        folders, shown = {each.name: each for each in found.volumes}, framed([*found.volumes])
+        write_explorer(page, Path("runs/a"), latents, found.pca, by, folders, shown)
         rows.append([f"explorer, {page.stat().st_size / 1e6:.1f} MB", time.perf_counter() - start])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if chromium := shutil.which("chromium"):

@@ -155,7 +155,6 @@ def _write(
     from pathlib import Path
 
     from drgn_ray.analysis.surface import framed, write_movie
-    from drgn_ray.analysis.volumes import volume_files
     from drgn_ray.distributed.decode import decode_folders
 
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
@@ -165,7 +164,8 @@ def _write(
             _describe_way(run, z, folder)
         decode_folders(run, {folder: z}, finish, arguments.num_workers)
         if is_way:
-            write_movie(framed(volume_files(folder)), folder / "path.mp4")
+            (along,) = framed([folder])
+            write_movie(along, folder / "path.mp4")
         if output.suffix == ".zip":
             Path(shutil.make_archive(str(Path(place, "made")), "zip", folder)).replace(output)
             return

@@ -86,6 +86,7 @@ def _compare(run, truth, store, analysis) -> list[str]:
     import numpy as np
 
     from drgn_ray.analysis.agreement import continuous_agreement, discrete_agreement, volume_correlation
+    from drgn_ray.analysis.volumes import volume_name
     from drgn_ray.training.embed import latents_of
 
     latents, info = latents_of(run), store.info
@@ -94,7 +95,7 @@ def _compare(run, truth, store, analysis) -> list[str]:
     guess = max(truth.has_cap.mean(), 1 - truth.has_cap.mean())
     rows = latents.source_row[analysis.clusters.particles]
     true = [truth.volume(int(row), info.box_size, info.apix) for row in rows]
-    decoded = [mrcfile.read(analysis.kmeans_folder / f"vol_{index:03d}.mrc") for index in range(len(rows))]
+    decoded = [mrcfile.read(analysis.kmeans_folder / volume_name(index)) for index in range(len(rows))]
     own = np.mean([volume_correlation(d, t) for d, t in zip(decoded, true, strict=True)])
     average = np.mean([volume_correlation(np.mean(decoded, axis=0), t) for t in true])
     return [

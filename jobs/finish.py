@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,9 @@ from drgn_ray.analysis.states import (
     usual_neighbors,
 )
 from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
-from drgn_ray.analysis.surface import framed, write_movie
+from drgn_ray.analysis.surface import Framed, framed, write_movie
 from drgn_ray.analysis.umap import umap, write_umap
-from drgn_ray.analysis.volumes import decode, volume_files
+from drgn_ray.analysis.volumes import decode
 from drgn_ray.config import RunConfig
 from drgn_ray.distributed.backproject import back_project
 from drgn_ray.distributed.decode import decode_folders
@@ -117,11 +117,12 @@ def analyze_run(
     with beside(partial(umap, latents.z)) if with_umap else nullcontext() as coordinates:
         decode_folders(run, analysis.volumes)
         write_gallery(analysis.kmeans_folder, folder / "view_kmeans.cxc")
+        shown = dict(zip(analysis.volumes, framed([*analysis.volumes]), strict=True))
         for component in range(num_pcs):
             along = folder / f"pc{component + 1}"
             write_series(along, folder / f"movie_{along.name}.cxc")
-            write_movie(framed(volume_files(along)), folder / f"movie_{along.name}.mp4")
-        explore(run, store, latents, analysis, None if coordinates is None else coordinates())
+            write_movie(shown[along], folder / f"movie_{along.name}.mp4")
+        explore(run, store, latents, analysis, shown, None if coordinates is None else coordinates())
     comparison = compare_run(run, config, store, model)
     clusters = analysis.clusters.particles
     spread = np.unique(np.linspace(0, len(clusters) - 1, NUM_STATES).round().astype(int))  # along the first component
@@ -149,6 +150,7 @@ def explore(
     store: ParticleStore,
     latents: Latents,
     analysis: Analysis,
+    shown: Mapping[Path, Framed],
     coordinates: Float32[np.ndarray, "N 2"] | None,
 ) -> None:
     """Write the explorer of an analysis, and UMAP's coordinates if there are any."""
@@ -157,10 +159,10 @@ def explore(
         by_category("Gaussian mixture", analysis.mixture.labels),
         *of_particles(store.columns, latents.source_row),
     ]
-    folders = {_group_name(folder): folder for folder in analysis.volumes}
+    folders, volumes = {_group_name(folder): folder for folder in shown}, [*shown.values()]
     if coordinates is not None:
         write_umap(analysis.folder, latents.source_row, coordinates)
-    write_explorer(analysis.folder / EXPLORER, run.path, latents, analysis.pca, by, folders, coordinates)
+    write_explorer(analysis.folder / EXPLORER, run.path, latents, analysis.pca, by, folders, volumes, coordinates)
 
 
 def _group_name(folder: Path) -> str:

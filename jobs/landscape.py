@@ -212,7 +212,7 @@ def _tables(latents: Latents, rows: Int[np.ndarray, " n"], found: Landscape, kno
 def _write_volumes(found: Landscape, volumes: Float32[np.ndarray, "n d d d"], apix: float, folder: Path) -> None:
     """Write mask, mean, volumes along the components, and the mean volumes of the states."""
     from drgn_ray.analysis.chimerax import write_gallery, write_series
-    from drgn_ray.analysis.volumes import write_mrc
+    from drgn_ray.analysis.volumes import volume_name, write_mrc
 
     write_mrc(folder / "mask.mrc", found.inside, apix, "drgn_ray landscape, voxels that were compared")
     write_mrc(folder / "mean.mrc", found.overlaid.mean, apix, "drgn_ray landscape, mean of the sketch")
@@ -220,12 +220,12 @@ def _write_volumes(found: Landscape, volumes: Float32[np.ndarray, "n d d d"], ap
         name = f"volume_pc{component + 1}"
         (folder / name).mkdir()
         for number, volume in enumerate(found.traversal(component)):
-            write_mrc(folder / name / f"vol_{number:03d}.mrc", volume, apix, f"drgn_ray landscape, along {name}")
+            write_mrc(folder / name / volume_name(number), volume, apix, f"drgn_ray landscape, along {name}")
         write_series(folder / name, folder / f"movie_{name}.cxc")
     (folder / "states").mkdir()
     for state in range(found.states.max() + 1):
         mean = volumes.mean(axis=0, where=(found.states == state)[:, None, None, None])
-        write_mrc(folder / "states" / f"vol_{state:03d}.mrc", mean, apix, f"drgn_ray landscape, mean of state {state}")
+        write_mrc(folder / "states" / volume_name(state), mean, apix, f"drgn_ray landscape, mean of state {state}")
     write_gallery(folder / "states", folder / "view_states.cxc", "landscape.png")
 
 

@@ -121,6 +121,7 @@ def _train(arguments: Arguments) -> None:
 def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore) -> None:
     """Train on each half of the particles, and compare."""
     from drgn_ray.analysis.run import load_run
+    from drgn_ray.analysis.run_agreement import LEAST_PARTICLES
     from drgn_ray.distributed.train import check
     from drgn_ray.errors import RunError
     from drgn_ray.training.embed import trained_zdim
@@ -139,11 +140,15 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
             raise ConfigError(f"{flag} with --half-sets", "both halves' latents are compared", f"leave {flag} out")
     base = arguments.outdir.rstrip("/")
     compared = comparison_place(f"{base}_halves", overwrite=True)
+    if len(store) < LEAST_PARTICLES:
+        raise ConfigError("--half-sets", f"there are {len(store)} particles", f"pass {LEAST_PARTICLES} or more")
+    runs = [RunDirectory(f"{base}_half{half}") for half in (1, 2)]
+    halves = [config.data.model_copy(update={"half_set": half}) for half in (1, 2)]
+    configs = [config.model_copy(update={"data": data}) for data in halves]
+    for its_config in configs:
+        check(its_config, store)
     with job_frame(f"{base}_halves") as frame:
-        runs = [RunDirectory(f"{base}_half{half}") for half in (1, 2)]
-        for half, run in enumerate(runs, start=1):
-            its_config = config.model_copy(update={"data": config.data.model_copy(update={"half_set": half})})
-            check(its_config, store)
+        for run, its_config in zip(runs, configs, strict=True):
             run.begin(its_config)
             with tracked_run(run, its_config, frame) as tracked:
                 train_run(run, its_config)

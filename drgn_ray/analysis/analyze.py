@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 from jaxtyping import Float, Int, Shaped
 from pyarrow import csv
 
@@ -18,11 +19,11 @@ from drgn_ray.analysis.latent_space import (
     Mixture,
     PrincipalComponents,
     cluster,
-    kl_divergence,
     mixture,
     principal_components,
 )
 from drgn_ray.analysis.paths import along_component
+from drgn_ray.models.elbo import kl_divergence
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.embed import Latents
 from drgn_ray.training.loop import ACTIVE_NATS
@@ -67,7 +68,8 @@ def analyze(latents: Latents, position: Position, folder: Path, *, ksample: int,
     pca, clusters, states = principal_components(latents.z), cluster(latents.z, ksample), mixture(latents.z)
     pca_figure(pca, clusters).savefig(folder / "z_pca.png", dpi=150)
     mixture_figure(pca, states).savefig(folder / "z_gmm.png", dpi=150)
-    divergence = kl_divergence(latents.z, latents.z_logvar)
+    mean, logvar = (torch.from_numpy(each).double() for each in (latents.z, latents.z_logvar))
+    divergence = kl_divergence(mean, logvar).mean(dim=0).numpy()
     dimensions_figure(divergence).savefig(folder / "latent_dimensions.png", dpi=150)
     pd.DataFrame(
         {

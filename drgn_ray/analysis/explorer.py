@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from plotly.offline import get_plotlyjs
 
 from drgn_ray.analysis.chimerax import colours
 from drgn_ray.analysis.latent_space import PrincipalComponents
-from drgn_ray.analysis.surface import Framed, framed
-from drgn_ray.analysis.volumes import volume_files
+from drgn_ray.analysis.surface import Framed
 from drgn_ray.physics.volume import resample
 from drgn_ray.training.embed import Latents
 
@@ -93,6 +93,7 @@ def write_explorer(
     pca: PrincipalComponents,
     by: Sequence[Colour],
     folders: Mapping[str, Path],
+    volumes: Sequence[Framed],
     umap: Float[np.ndarray, "N 2"] | None = None,
 ) -> None:
     """Write the page.
@@ -104,25 +105,27 @@ def write_explorer(
     by
         Colours, of which the first is shown first.
     folders
-        Of volumes and their ``z_values.txt``, by name; each is also a way to play.
+        That hold the ``z_values.txt`` of volumes, by name; each is also a way to play.
+    volumes
+        Of each folder, in one frame.
     umap
         Other coordinates, NaN for particles that have none.
     """
     block = _Block()
-    groups, z_of_volumes = [], []
-    for name, folder in folders.items():
-        z = np.loadtxt(folder / "z_values.txt", ndmin=2)
-        groups.append({"name": name, "first": sum(map(len, z_of_volumes)), "count": len(z)})
-        z_of_volumes.append(z)
-    z = np.concatenate(z_of_volumes)
-    every = [file for folder in folders.values() for file in volume_files(folder)]
-    volumes, shown = _in_bytes(_that_fit(framed(every)))
-    block.add("volumes", volumes)
-    block.add("volume_z", z.astype(np.float32))
+    z = [np.loadtxt(folder / "z_values.txt", ndmin=2) for folder in folders.values()]
+    counts = [len(each) for each in z]
+    assert counts == [len(each.volumes) for each in volumes], counts
+    groups = [
+        {"name": name, "first": sum(counts[:number]), "count": counts[number]} for number, name in enumerate(folders)
+    ]
+    every = volumes[0]._replace(volumes=np.concatenate([each.volumes for each in volumes]))
+    in_bytes, shown = _in_bytes(_that_fit(every))
+    block.add("volumes", in_bytes)
+    block.add("volume_z", np.concatenate(z).astype(np.float32))
     block.add("pca_axes", pca.axes.astype(np.float32))
     block.add("pca_mean", pca.mean.astype(np.float32))
     page = files("drgn_ray.analysis").joinpath("explorer.html").read_text()
-    script = _plotly()
+    script = get_plotlyjs()
     left = (MOST_BYTES - len(page) - len(script)) / _AS_TEXT - block.compressed_bytes()
     drawn = _drawn(latents, by, umap, left)
     columns = {f"z{axis}": values for axis, values in enumerate(latents.z[drawn].T)}
@@ -150,18 +153,11 @@ def write_explorer(
     }
     # In a script element only "<" could end it.
     described = json.dumps(about).replace("<", "\\u003c")
-    filled = (
-        page.replace("/*PLOTLY*/", script, 1).replace("/*ABOUT*/", described, 1).replace("/*DATA*/", block.text(), 1)
-    )
+    for place, text in (("/*PLOTLY*/", script), ("/*ABOUT*/", described), ("/*DATA*/", block.text())):
+        page = page.replace(place, text, 1)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(filled, encoding="utf-8")
+    partial.write_text(page, encoding="utf-8")
     partial.replace(file)
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
 
 
 def _drawn(

@@ -110,14 +110,6 @@ def mixture(z: Float[np.ndarray, "N Z"], most_states: int = MOST_STATES, seed: i
     return Mixture(labels, probability.max(axis=1), nearest[order], share, bic, len(few))
 
 
-def kl_divergence(z: Float[np.ndarray, "N Z"], z_logvar: Float[np.ndarray, "N Z"]) -> Float[np.ndarray, " Z"]:
-    """Mean KL divergence of the particles' posteriors from the unit Gaussian, nats, by dimension.
-
-    A dimension that says nothing of the particles has 0 (Kingma and Welling 2014, appendix B).
-    """
-    return ((z**2 + np.exp(z_logvar) - z_logvar - 1) / 2).mean(axis=0, dtype=np.float64)
-
-
 def drawn(count: int, most: int) -> Int[np.ndarray, " n"]:
     """Return at most so many of `count` rows, at random but always the same, in order."""
     if count <= most:

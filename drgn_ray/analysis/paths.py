@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from sklearn.neighbors import NearestNeighbors
 
-from drgn_ray.analysis.latent_space import PrincipalComponents
+from drgn_ray.analysis.latent_space import PrincipalComponents, drawn
 from drgn_ray.errors import ConfigError
 
 PERCENTILES = 5.0, 95.0  # of the scores, between which a path along a component goes
@@ -111,12 +111,9 @@ def spaced(way: Float[np.ndarray, "n Z"], num_points: int) -> Float[np.ndarray, 
     return way[np.unique(np.abs(distance[:, None] - wanted).argmin(axis=0))]
 
 
-def thinned(z: Float[np.ndarray, "N Z"], anchors: Sequence[int], most: int, seed: int = 0) -> Int[np.ndarray, " m"]:
+def thinned(z: Float[np.ndarray, "N Z"], anchors: Sequence[int], most: int) -> Int[np.ndarray, " m"]:
     """Rows of at most so many particles, drawn at random, and of the anchors: what a graph can be made of soon."""
-    if len(z) <= most:
-        return np.arange(len(z))
-    drawn = np.random.default_rng(seed).choice(len(z), most, replace=False)
-    return np.unique(np.concatenate([drawn, np.array(anchors, np.int64)]))
+    return np.union1d(drawn(len(z), most), np.array(anchors, np.int64))
 
 
 def log_density(z: Float[np.ndarray, "N Z"], at: Float[np.ndarray, "n Z"]) -> Float[np.ndarray, " n"]:

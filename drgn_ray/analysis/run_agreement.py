@@ -21,7 +21,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from drgn_ray.analysis.agreement import FOLDS
-from drgn_ray.analysis.latent_space import cluster
+from drgn_ray.analysis.latent_space import cluster, drawn
 from drgn_ray.analysis.run import TrainedRun
 from drgn_ray.analysis.support import common_mask
 from drgn_ray.errors import ConfigError, RunError
@@ -273,9 +273,7 @@ def compare_runs(runs: Sequence[TrainedRun], num_volumes: int = 8, decode: Decod
     """
     check_comparable(runs, num_volumes)
     everyone = one_image_a_particle(runs[0].particles.columns)
-    source_rows = everyone
-    if len(everyone) > MOST_PARTICLES:
-        source_rows = np.sort(np.random.default_rng(0).choice(everyone, MOST_PARTICLES, replace=False))
+    source_rows = everyone[drawn(len(everyone), MOST_PARTICLES)]
     names = _names(runs)
     latents = _compare_latents(names, [run.latents.of(source_rows) for run in runs])
     chosen = source_rows[cluster(runs[0].latents.of(source_rows), num_volumes).particles]

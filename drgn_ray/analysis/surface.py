@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import interpolate
 
-from drgn_ray.analysis.volumes import read_mrc
+from drgn_ray.analysis.volumes import read_mrc, volume_files
 from drgn_ray.physics.volume import crop, resample
 
 MOST_SIDE = 64  # px
@@ -58,18 +59,20 @@ class Framed(NamedTuple):
     level: float
 
 
-def framed(files: Sequence[Path]) -> Framed:
-    """Read volumes of one grid, and cut and resample them to what holds density, at most 64 px wide."""
+def framed(folders: Sequence[Path]) -> list[Framed]:
+    """Read the volumes of some folders, and cut and resample all of them alike to what holds density, at most 64 px."""
+    files = [volume_files(folder) for folder in folders]
     reach, apix, levels = 2, 1.0, []
-    for file in files:
+    for file in chain.from_iterable(files):
         volume, apix = read_mrc(str(file))
         middle = len(volume) // 2
         levels.append(surface_level(volume))
         outermost = np.abs(np.argwhere(volume > levels[-1]) - middle).max(initial=1)
         reach = min(max(reach, int(np.ceil(MARGIN * outermost))), middle)
     side = min(2 * reach, MOST_SIDE)
-    volumes = np.stack([resample(crop(read_mrc(str(file)).data, 2 * reach), side) for file in files])
-    return Framed(volumes, apix * 2 * reach / side, float(np.median(levels)))
+    new_apix, level = apix * 2 * reach / side, float(np.median(levels))
+    cut = [np.stack([resample(crop(read_mrc(str(file)).data, 2 * reach), side) for file in each]) for each in files]
+    return [Framed(volumes, new_apix, level) for volumes in cut]
 
 
 def picture(volume: Float32[np.ndarray, "d d d"], level: float) -> UInt8[np.ndarray, "h w 3"]:

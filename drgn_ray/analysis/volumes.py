@@ -32,8 +32,13 @@ def write_mrc(path: Path, volume: Float[np.ndarray, "Z Y X"], apix: float, label
     partial.replace(path)
 
 
+def volume_name(number: int) -> str:
+    """Name the file of a volume of a folder: ``vol_000.mrc``, ``vol_001.mrc``, ..."""
+    return f"vol_{number:03d}.mrc"
+
+
 def volume_files(folder: Path) -> list[Path]:
-    """Find ``vol_000.mrc``, ``vol_001.mrc``, ... of a folder, in the order of their numbers."""
+    """Find the volumes of a folder, in the order of their numbers."""
     return sorted(folder.glob("vol_*.mrc"), key=lambda path: (len(path.name), path.name))  # 1000 comes after 999
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from drgn_ray.analysis.run import TrainedRun
-from drgn_ray.analysis.volumes import decode_files, decode_part
+from drgn_ray.analysis.volumes import decode_files, decode_part, volume_name
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.physics.volume import Finish
@@ -23,7 +23,6 @@ from drgn_ray.training.run_directory import RunDirectory
 T = TypeVar("T")
 VOLUMES_A_TASK = 4
 AS_DECODED = Finish()
-_NAME = "vol_{:03d}.mrc"
 
 
 def decode_folders(
@@ -68,7 +67,7 @@ def decode_runs(
     ]
     _write(tasks, sum(map(len, latents)), num_workers)
     return [
-        [np.asarray(mrcfile.mmap(folder / _NAME.format(number)).data) for number in range(len(z))]
+        [np.asarray(mrcfile.mmap(folder / volume_name(number)).data) for number in range(len(z))]
         for folder, z in zip(folders, latents, strict=True)
     ]
 
@@ -96,7 +95,7 @@ def _writing(
 ) -> list[Callable[[], int]]:
     """Tasks that write some volumes each, and return how many."""
     numbered = [(folder, number, z) for folder, latents in folders.items() for number, z in enumerate(latents)]
-    files = [(folder / _NAME.format(number), z) for folder, number, z in numbered]
+    files = [(folder / volume_name(number), z) for folder, number, z in numbered]
     parts = [files[start : start + VOLUMES_A_TASK] for start in range(0, len(files), VOLUMES_A_TASK)]
     particles = run.config().particles
     return [partial(decode_files, str(run.path), particles, part, finish) for part in parts]

@@ -30,7 +30,7 @@ from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.tracking.reporter import make_reporter
-from drgn_ray.tracking.run import TrackedRun, open_trial
+from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
 from drgn_ray.training.compare import gain
 from drgn_ray.training.embed import trained_model
@@ -269,7 +269,7 @@ def _train_trial(
     torch.set_num_threads(config.resources.cpus_per_worker or 1)
     if not run.config_file.exists():  # the sweep's directory has checked the rest
         run.begin(config)
-    tracked = open_trial(run, config, TrackedRun(directory.tracked))
+    tracked = open_run(run, config, parent=TrackedRun(directory.tracked))
     tracked.begin()
     store = ParticleStore(config.particles)
     judge = _Judge(directory, trial, longest, tracked, store)

@@ -127,7 +127,12 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, status)
 
 
-def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | None = None) -> TrackedRun:
+def open_run(
+    run: RunDirectory,
+    config: RunConfig,
+    tags: Mapping[str, str] | None = None,
+    parent: TrackedRun | None = None,
+) -> TrackedRun:
     """Create the MLflow run of a run directory, or find the one it has.
 
     The experiment is named after the store, the run after the run directory.
@@ -140,10 +145,14 @@ def open_run(run: RunDirectory, config: RunConfig, tags: Mapping[str, str] | Non
     found = _found(run)
     if found is not None:
         return found
-    uri = tracking_uri(run.path.parent)
+    tags = {_DIRECTORY: str(run.path), **(tags or {})}
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.run_id
+    uri = tracking_uri(run.path.parent) if parent is None else parent.uri
     with _answering(uri):
-        experiment_id = _experiment_of(config.particles, uri, run.path.parent)
-        tags = {_DIRECTORY: str(run.path), **(tags or {})}
+        experiment_id = (
+            _experiment_of(config.particles, uri, run.path.parent) if parent is None else parent.experiment_id
+        )
         return _create_run(run, uri, experiment_id, run.path.name, tags, _params(config))
 
 
@@ -163,22 +172,6 @@ def open_sweep(folder: RunDirectory, particles: str, tags: Mapping[str, str]) ->
         experiment_id = _experiment_of(particles, uri, folder.path.parent)
         name = f"tune {folder.path.name}"
         return _create_run(folder, uri, experiment_id, name, {_DIRECTORY: str(folder.path), **tags})
-
-
-def open_trial(run: RunDirectory, config: RunConfig, parent: TrackedRun) -> TrackedRun:
-    """Create the MLflow run of a trial below its sweep's, or find the one it has.
-
-    Raises
-    ------
-    ResourceError
-        The tracking server does not answer.
-    """
-    found = _found(run)
-    if found is not None:
-        return found
-    with _answering(parent.uri):
-        tags = {_DIRECTORY: str(run.path), "mlflow.parentRunId": parent.run_id}
-        return _create_run(run, parent.uri, parent.experiment_id, run.path.name, tags, _params(config))
 
 
 def _found(run: RunDirectory) -> TrackedRun | None:

@@ -12,7 +12,7 @@ from drgn_ray.models.model import Model
 from drgn_ray.physics.fsc import HALF, resolution
 
 NUM_VOLUMES = 8
-# Three planes of each volume tell what all of it would, at the cost of a few images.
+# Three central slices stand for a volume, at the cost of three images.
 VIEWS = torch.tensor(
     [
         [[1.0, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -52,8 +52,8 @@ class Convergence:
         Returns
         -------
         ``convergence/latent_change``: how far latents moved, over their spread, both root mean squares;
-        ``convergence/volume_change``: norm of the difference of the volumes over theirs;
-        ``convergence/volume_resolution``: Å at which their FSC falls below 0.5.
+        ``convergence/volume_change``: norm of the difference of the volumes over theirs, both of three central slices;
+        ``convergence/volume_resolution``: Å at which the FSC of these slices falls below 0.5.
         """
         last, self._last = self._last, _State(z, _slices(model, z))
         if last is None:

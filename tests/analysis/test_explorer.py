@@ -13,6 +13,7 @@ import pytest
 
 from drgn_ray.analysis.explorer import MOST_BYTES, MOST_PARTICLES, Colour, by_category, of_particles, write_explorer
 from drgn_ray.analysis.latent_space import principal_components
+from drgn_ray.analysis.surface import Framed, framed
 from drgn_ray.analysis.volumes import write_mrc
 from drgn_ray.training.embed import Latents
 
@@ -52,7 +53,7 @@ def parts(page: str) -> tuple[dict, dict[str, np.ndarray]]:
 def test_every_particle_is_there_with_its_latent_colour_and_row(tmp_path: Path, folders: dict[str, Path]) -> None:
     known, file = latents(500), tmp_path / "explorer.html"
     by = [by_category("half set", np.arange(500) % 2 + 1), Colour("defocus, µm", np.linspace(1, 2, 500))]
-    write_explorer(file, Path("runs/a"), known, principal_components(known.z), by, folders)
+    write_explorer(file, Path("runs/a"), known, principal_components(known.z), by, folders, framed([*folders.values()]))
     about, arrays = parts(file.read_text())
     assert (about["drawn"], about["particles"]) == (500, 500)
     assert np.array_equal(arrays["source_row"], known.source_row)
@@ -73,10 +74,38 @@ def test_a_million_particles_are_drawn_in_part_and_the_file_stays_small(
     tmp_path: Path, folders: dict[str, Path]
 ) -> None:
     known, file = latents(1_000_000), tmp_path / "explorer.html"
-    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], folders)
+    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], folders, framed([*folders.values()]))
     about, arrays = parts(file.read_text())
     assert (about["drawn"], about["particles"]) == (MOST_PARTICLES, 1_000_000)
     assert arrays["source_row"].max() > 6_900_000  # from all over the set
+    assert file.stat().st_size < MOST_BYTES
+
+
+def test_a_molecule_that_fills_what_is_left_of_its_box_keeps_its_surface(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    axis = np.arange(32) - 16
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)
+    for folder in folders.values():
+        for file in folder.glob("vol_*.mrc"):
+            write_mrc(file, 1 / (1 + np.exp(radius - 8)), 2.0, "a ball")
+    known, file, shown = latents(20), tmp_path / "explorer.html", framed([*folders.values()])
+    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], folders, shown)
+    about, arrays = parts(file.read_text())
+    assert 1 < about["volumes"]["level"] < 254
+    inside = arrays["volumes"] > about["volumes"]["level"]
+    assert inside.mean() == pytest.approx((shown[0].volumes > shown[0].level).mean(), abs=0.01)
+
+
+def test_as_many_volumes_as_one_likes_leave_room_for_particles(tmp_path: Path, folders: dict[str, Path]) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "many"
+    folder.mkdir()
+    noise = rng.normal(size=(150, 48, 48, 48)).astype(np.float32)
+    np.savetxt(folder / "z_values.txt", rng.normal(size=(150, 3)))
+    known, file = latents(1_000), tmp_path / "explorer.html"
+    shown = [Framed(noise, 2.0, 1.0)]
+    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], {"k-means centres": folder}, shown)
+    assert parts(file.read_text())[0]["drawn"] == 1_000
     assert file.stat().st_size < MOST_BYTES
 
 
@@ -85,7 +114,7 @@ def test_many_dimensions_make_fewer_particles_not_a_larger_file(tmp_path: Path, 
     for folder in folders.values():
         count = len(np.loadtxt(folder / "z_values.txt"))
         np.savetxt(folder / "z_values.txt", known.z[:count])
-    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], folders)
+    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], folders, framed([*folders.values()]))
     assert 10_000 < parts(file.read_text())[0]["drawn"] < 100_000
     assert file.stat().st_size < MOST_BYTES
 
@@ -94,7 +123,9 @@ def test_those_with_umap_coordinates_are_drawn_first(tmp_path: Path, folders: di
     known, file = latents(MOST_PARTICLES + 50), tmp_path / "explorer.html"
     umap = np.full((len(known.z), 2), np.nan)
     umap[50:] = known.z[50:, :2]
-    write_explorer(file, Path("runs/a"), known, principal_components(known.z), [], folders, umap)
+    write_explorer(
+        file, Path("runs/a"), known, principal_components(known.z), [], folders, framed([*folders.values()]), umap
+    )
     about, arrays = parts(file.read_text())
     assert np.array_equal(arrays["source_row"], known.source_row[50:])
     assert {"umap1", "umap2"} < set(about["axes"])
@@ -103,7 +134,7 @@ def test_those_with_umap_coordinates_are_drawn_first(tmp_path: Path, folders: di
 def test_names_from_the_user_cannot_become_part_of_the_page(tmp_path: Path, folders: dict[str, Path]) -> None:
     known, file = latents(20), tmp_path / "explorer.html"
     name = "runs/</script><script>alert(1)</script> $(reboot)"
-    write_explorer(file, Path(name), known, principal_components(known.z), [], folders)
+    write_explorer(file, Path(name), known, principal_components(known.z), [], folders, framed([*folders.values()]))
     page = file.read_text()
     assert "alert(1)</script>" not in page
     about = parts(page)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from drgn_ray.analysis.surface import PICTURE, Framed, framed, picture, surface_level, write_movie
-from drgn_ray.analysis.volumes import write_mrc
+from drgn_ray.analysis.volumes import volume_name, write_mrc
 
 SIDE = 32
 
@@ -66,10 +66,9 @@ def test_the_level_of_noise_alone_leaves_next_to_all_of_the_box_outside() -> Non
 
 
 def test_volumes_are_cut_to_what_holds_density(tmp_path: Path) -> None:
-    files = [tmp_path / f"vol_{number:03d}.mrc" for number in range(2)]
-    for file, x in zip(files, (-2.0, 5.0), strict=True):
-        write_mrc(file, ball(x, 0, 0, 3), 2.0, "a ball")
-    found = framed(files)
+    for number, x in enumerate((-2.0, 5.0)):
+        write_mrc(tmp_path / volume_name(number), ball(x, 0, 0, 3), 2.0, "a ball")
+    (found,) = framed([tmp_path])
     assert found.volumes.shape[1] < SIDE
     assert found.apix == 2.0
     middle = found.volumes.shape[1] // 2
