@@ -137,6 +137,11 @@ def open_run(
 
     The experiment is named after the store, the run after the run directory.
 
+    Parameters
+    ----------
+    parent
+        The sweep whose trial it is; it is then where that is.
+
     Raises
     ------
     ResourceError
