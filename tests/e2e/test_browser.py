@@ -113,9 +113,11 @@ def test_the_printed_link_opens_the_run_with_its_note(page: Page, link: str) -> 
 
 def test_there_are_charts_and_a_picture_of_the_volume_for_every_epoch(page: Page, link: str) -> None:
     page.goto(link.replace("?workflowType", "/model-metrics?workflowType"))
-    page.set_viewport_size({"width": 1600, "height": 3400})  # charts are drawn when they come into view
+    page.set_viewport_size({"width": 1600, "height": 1200})
     for section in ("latent", "train_epoch", "val", "perf"):
         expect(page.get_by_text(re.compile(rf"^{section}\s*\(\d+\)$"))).to_be_visible()
+    # A chart is drawn once it comes into view; the picture is in the last section.
+    page.get_by_role("button", name="Add section").scroll_into_view_if_needed()
     slider = page.get_by_role("slider").last
     expect(slider).to_have_attribute("aria-valuemax", "3")
     slider.focus()
