@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
 from drgn_ray.analysis.analyze import Analysis, analyze
 from drgn_ray.analysis.chimerax import write_gallery, write_series
-from drgn_ray.analysis.consensus import make_maps, resolutions, write_reconstruction
+from drgn_ray.analysis.consensus import resolutions, write_reconstruction
 from drgn_ray.analysis.explorer import MOST_CLUSTERS, by_category, of_particles, write_explorer
-from drgn_ray.analysis.states import (
-    LEAST_NEIGHBORS,
-    State,
-    all_particles,
-    states_near_particles,
-    usual_neighbors,
-)
-from drgn_ray.analysis.support import LINEAR, MODEL, Support, support
+from drgn_ray.analysis.states import all_particles
 from drgn_ray.analysis.surface import Framed, framed, write_movie
 from drgn_ray.analysis.umap import umap, write_umap
-from drgn_ray.analysis.volumes import decode
 from drgn_ray.config import RunConfig
 from drgn_ray.distributed.backproject import back_project
 from drgn_ray.distributed.decode import decode_folders
 from drgn_ray.distributed.embed import embed
+from drgn_ray.distributed.states import compare_states
 from drgn_ray.distributed.tasks import beside
 from drgn_ray.errors import RunError
 from drgn_ray.models.linear import LinearSubspace
@@ -44,14 +37,12 @@ from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.tracking.summary import one_volume_summary, summary
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.compare import MOST_IMAGES, Comparison, compare
-from drgn_ray.training.embed import Latents, latents_of, trained_epochs, trained_model, trained_start, trained_zdim
+from drgn_ray.training.embed import Latents, trained_epochs, trained_model, trained_start, trained_zdim
 from drgn_ray.training.loop import particle_order
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 EXPLORER = "explorer.html"
-# Of the comparison with back-projections, whose cost is then the same for all large sets.
-NUM_STATES, MOST_NEIGHBORS, MOST_OF_CONSENSUS = 8, 2_000, 20_000
 RESOLUTIONS = {"resolution_0.5": HALF, "resolution_0.143": GOLD_STANDARD}  # metrics of MLflow, Å
 
 
@@ -124,9 +115,7 @@ def analyze_run(
             write_movie(shown[along], folder / f"movie_{along.name}.mp4")
         explore(run, store, latents, analysis, shown, None if coordinates is None else coordinates())
     comparison = compare_run(run, config, store, model)
-    clusters = analysis.clusters.particles
-    spread = np.unique(np.linspace(0, len(clusters) - 1, NUM_STATES).round().astype(int))  # along the first component
-    supported = compare_states(run, store, model, latents, clusters[spread])
+    supported = compare_states(run, store, model, latents, analysis.clusters.particles)
     if supported is not None:
         supported.write(folder)
     tracked.artifacts(folder, folder.name)
@@ -178,47 +167,3 @@ def compare_run(run: RunDirectory, config: RunConfig, store: ParticleStore, mode
         return None
     linear = linear.to(model.observer.k.device)
     return compare(model, linear, partial(stream_rows, store, chunks, store.chunk_size))
-
-
-def compare_states(
-    run: RunDirectory, store: ParticleStore, model: Model, latents: Latents, particles: Int[np.ndarray, " n"]
-) -> Support | None:
-    """Compare volumes of some particles' neighbourhoods with what those particles' images say without any model.
-
-    Parameters
-    ----------
-    particles
-        Rows of the latents.
-
-    Returns
-    -------
-    None, where there are too few particles for two half maps.
-    """
-    half, source_row = half_maps(store.columns), store.columns["source_row"]
-    neighbors = min(usual_neighbors(len(latents.z)), MOST_NEIGHBORS)
-    states = states_near_particles(latents, source_row, latents.source_row[particles], neighbors)
-    weight = np.stack([_consensus_weight(states), *(state.weight for state in states)])
-    if any(not (weight[:, half == each] > 0).any(axis=1).all() for each in (0, 1)):
-        return None
-    models = {MODEL: (model, latents)}
-    start = trained_start(run, store)
-    if start is not None and start.zdim:
-        of_start = RunDirectory(run.start)
-        if not of_start.latents_file.exists():
-            embed(of_start, store).save(of_start.latents_file)
-        models[LINEAR] = (start.to(model.observer.k.device), latents_of(of_start))
-    volumes = {
-        name: [decode(each, np.average(z.of(source_row), axis=0, weights=state.weight), store.info) for state in states]
-        for name, (each, z) in models.items()
-    }
-    maps = map(make_maps, back_project(store, Assignment(weight, half), Method()))
-    return support(volumes, next(maps).full, maps, store.info.apix)
-
-
-def _consensus_weight(states: Sequence[State]) -> Float32[np.ndarray, " N"]:
-    """Images of one volume for all: some of those that no state has, whose noise it would share, if there are any."""
-    near = np.any([state.weight > 0 for state in states], axis=0)
-    others = np.flatnonzero(~near) if np.count_nonzero(~near) >= LEAST_NEIGHBORS else np.arange(len(near))
-    # Drawn at random: every second image, say, could be all of one half.
-    chosen = np.random.default_rng(0).permutation(others)[:MOST_OF_CONSENSUS]
-    return np.isin(np.arange(len(near)), chosen).astype(np.float32)

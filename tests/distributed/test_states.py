@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drgn_ray.analysis.states import State
-from jobs.finish import MOST_OF_CONSENSUS, _consensus_weight
+from drgn_ray.distributed.states import MOST_OF_CONSENSUS, _consensus_weight
 
 
 @pytest.mark.parametrize("count", [1_000, 45_000])
