@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from mlflow import MlflowClient
 
 from benchmarks import simulated_sets
 from benchmarks.common import DRGN_RAY, ROOT, environment, environment_of_others, markdown_table, run_measured
+from benchmarks.truth import SHELLS, by_shell, score, scored_images
 from drgn_ray.particles.store import ParticleStore, StoreWriter
 from drgn_ray.tracking.location import tracking_uri
 from drgn_ray.training.embed import load_latents, trained_zdim
@@ -45,9 +46,7 @@ MODELS = {
     "auto": "--preset auto",
 }
 CRYODRGN, CONSENSUS = "cryoDRGN", "consensus"  # further rows
-NUM_VOLUMES = 100
 NUM_IMAGES = 5000  # of a simulated set
-SHELLS = ("D/8", "3D/16", "D/4", "3D/8", "D/2")
 DOCUMENT = ROOT / "docs" / "quality.md"
 MARKERS = "<!-- benchmarks.time_to_quality: begin -->\n", "<!-- benchmarks.time_to_quality: end -->\n"
 ADK_CRYODRGN_SECONDS = 1350  # ten epochs of 135 s; only its scores were kept
@@ -159,8 +158,8 @@ def _lay_out_empiar10076(data: Path, store: ParticleStore, truth: Path) -> None:
 def train(arguments: argparse.Namespace, name: str, model: str, seed: int) -> None:
     """Train a model and embed all images; then decode and score, out of the count."""
     run = RunDirectory(arguments.runs / f"{name}-{model}-{seed}")
-    score = run.path / "score.json"
-    if score.exists() and json.loads(score.read_text()).get("flags", MODELS[model]) == MODELS[model]:
+    done = run.path / "score.json"
+    if done.exists() and json.loads(done.read_text()).get("flags", MODELS[model]) == MODELS[model]:
         return
     print(f"{run.path.name} ...", file=sys.stderr)
     shutil.rmtree(run.path, ignore_errors=True)
@@ -172,7 +171,7 @@ def train(arguments: argparse.Namespace, name: str, model: str, seed: int) -> No
         if not run.latents_file.exists():
             seconds += _run("embed", run.path, "--workers", 0)
         z = load_latents(run.latents_file).of(np.arange(len(store)))
-        decoded = ["--particles", ",".join(map(str, _images(len(store))))]
+        decoded = ["--particles", ",".join(map(str, scored_images(len(store))))]
     _run("decode", run.path, "-o", volumes, *decoded)
     scores = _score(arguments, name, z, volumes if zdim else volumes / "vol_000.mrc")
     _keep(
@@ -206,16 +205,11 @@ def score_cryodrgn(arguments: argparse.Namespace, name: str) -> None:
         weights = max(theirs.glob("weights.*.pkl"), key=lambda path: int(path.suffixes[0][1:]))
         volumes = folder / "volumes"
         volumes.mkdir(parents=True, exist_ok=True)
-        np.savetxt(folder / "z.txt", z[_images(len(z))])
+        np.savetxt(folder / "z.txt", z[scored_images(len(z))])
         words = [weights, "-c", theirs / "config.yaml", "--zfile", folder / "z.txt", "-o", volumes]
         _run_program(arguments.cryodrgn, "eval_vol", *words, "--vol-start-index", 0)
     seconds = json.loads((theirs / "time.json").read_text())["core_seconds"]
     _keep(folder, {**_score(arguments, name, z, volumes), "core_seconds": seconds})
-
-
-def _images(num_images: int) -> Int[np.ndarray, " n"]:
-    """Choose the images whose volumes are scored."""
-    return np.sort(np.random.default_rng(0).choice(num_images, NUM_VOLUMES, replace=False))
 
 
 def _run(*words: object) -> float:
@@ -232,27 +226,8 @@ def _run_program(*words: object, within: Mapping[str, str] | None = None) -> flo
 def _score(
     arguments: argparse.Namespace, name: str, z: Float[np.ndarray, "N Z"] | None, volumes: Path | None
 ) -> dict[str, Any]:
-    """Score latents, and the folder of the volumes of `_images` or one volume for all."""
-    truth = _truth(arguments, name)
-    mask = truth / "mask_variable.mrc"
-    words = ["--gt", truth / "gt", "--labels", truth / "labels.npy", "--mask", mask if mask.exists() else "auto"]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch, "score.json")
-        if z is not None:
-            np.save(Path(scratch, "z.npy"), z)
-            words += ["--z", Path(scratch, "z.npy")]
-        if z is not None and (flags := SETS[name].coordinate) is not None:
-            words += ["--coord", truth / "states.csv", *flags]
-        if volumes is not None and volumes.is_dir():
-            assert z is not None
-            rows = [f"vol_{number:03d}.mrc,{image}\n" for number, image in enumerate(_images(len(z)))]
-            Path(scratch, "map.csv").write_text("file,image\n" + "".join(rows))
-            words += ["--vols", volumes, "--vol-map", Path(scratch, "map.csv")]
-        elif volumes is not None:
-            words += ["--single", volumes]
-        program = arguments.score or arguments.data / "score.py"
-        _run_program(sys.executable, program, *words, "--out", out)
-        return json.loads(out.read_text())
+    program = arguments.score or arguments.data / "score.py"
+    return score(program, _truth(arguments, name), z, volumes, SETS[name].coordinate)
 
 
 def _keep(folder: Path, scores: Mapping[str, Any]) -> None:
@@ -273,9 +248,9 @@ def _table(runs: Path, name: str) -> str:
         results = [json.loads(path.read_text()) for path in sorted(runs.glob(f"{name}-{model}-*/score.json"))]
         if not results:
             continue
-        for each in results:
-            each.update(zip(SHELLS, each.get("fsc_auc_to_shell_masked", {}).values(), strict=False))
         zdims = ", ".join(str(zdim) for zdim in sorted({each["zdim"] for each in results if "zdim" in each}))
+        for each in results:
+            each.update(by_shell(each))
         times = [_mean(results, key, 0) for key in ("core_seconds", "startup_core_seconds")]
         latents = [_mean(results, key, 1 if key.endswith("deg") else 3) for key in SETS[name].figures]
         rows.append(

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 GAIN, EPOCH = "held_out/gain", "epoch"
 REDUCTION = 3  # of trials at each rung a third goes on: after a ninth and a third of the epochs
 MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
+SERVER_PATIENCE = 900  # seconds for which a trial that begins waits for MLflow
 _BOOKKEEPING = ".ray_tune_"
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # which write every result three times
@@ -269,7 +270,7 @@ def _train_trial(
     torch.set_num_threads(config.resources.cpus_per_worker or 1)
     if not run.config_file.exists():  # the sweep's directory has checked the rest
         run.begin(config)
-    tracked = open_run(run, config, parent=TrackedRun(directory.tracked))
+    tracked = open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE)
     tracked.begin()
     store = ParticleStore(config.particles)
     judge = _Judge(directory, trial, longest, tracked, store)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,35 +22,27 @@ from drgn_ray import __version__
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ResourceError
 from drgn_ray.tracking.location import artifact_link, compare_link, run_link, tracking_uri
+from drgn_ray.tracking.outbox import RETRY_SECONDS, Message, Outbox
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-P = ParamSpec("P")
 _NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
-
-
-def _never_fatal(method: Callable[P, None]) -> Callable[P, None]:
-    """Tracking that fails is said, and never ends a run: its numbers are in ``metrics.jsonl`` too."""
-
-    @functools.wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            method(*args, **kwargs)
-        except (MlflowException, OSError) as error:
-            logger.warning(
-                "MLflow: %s failed (%s); going on without", method.__name__, " ".join(str(error).split())[:200]
-            )
-
-    return guarded
+# MLflow itself would try for minutes while training waits; what it misses is told later (`Outbox`).
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 class TrackedRun:
-    """Logs to the MLflow run of a run directory."""
+    """Logs to the MLflow run of a run directory; while MLflow is away, the directory keeps what it should know.
+
+    Tracking never ends a run.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
         place = json.loads(run.mlflow_file.read_text())
         self.uri, self.experiment_id, self.run_id = place["tracking_uri"], place["experiment_id"], place["run_id"]
+        os.environ.update({name: value for name, value in _IMPATIENT.items() if name not in os.environ})
         self.client = MlflowClient(self.uri)
+        self.outbox = Outbox(run.path / "mlflow_outbox", self._deliver)
 
     @property
     def is_local(self) -> bool:
@@ -66,11 +58,10 @@ class TrackedRun:
         """Address of an artifact, for the run's note."""
         return artifact_link(self.experiment_id, self.run_id, path)
 
-    @_never_fatal
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log several metrics at a step (images seen)."""
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in values.items()])
+        numbers = {name: float(value) for name, value in values.items()}
+        self.outbox.put({"what": "metrics", "values": numbers, "step": step, "time": _now()})
 
     def last_step(self, metric: str) -> int | None:
         """Find the largest step at which a metric was logged; -1 if never, None if MLflow does not answer."""
@@ -79,21 +70,17 @@ class TrackedRun:
         except MlflowException:
             return None
 
-    @_never_fatal
     def image(self, name: str, grey: UInt8[np.ndarray, "h w"], step: int) -> None:
         """Log a picture of an epoch; MLflow shows them with a slider."""
-        self.client.log_image(self.run_id, grey, key=name, step=step)
+        self.outbox.put({"what": "image", "name": name, "rows": grey.tolist(), "step": step})
 
-    @_never_fatal
     def artifacts(self, path: Path, folder: str | None = None) -> None:
         """Copy a file or folder to the run."""
-        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        log(self.run_id, str(path), folder)
+        self.outbox.put({"what": "artifacts", "path": str(path), "folder": folder})
 
-    @_never_fatal
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag."""
-        self.client.set_tag(self.run_id, name, value)
+        self.outbox.put({"what": "tag", "name": name, "value": value})
 
     def tag(self, name: str) -> str | None:
         """Find a tag; None where it is not set, or MLflow does not answer."""
@@ -102,29 +89,55 @@ class TrackedRun:
         except MlflowException:
             return None
 
-    @_never_fatal
     def note(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
-        self.client.set_tag(self.run_id, _NOTE, markdown)
+        self.set_tag(_NOTE, markdown)
 
-    @_never_fatal
     def replaced_by(self, other: TrackedRun) -> None:
         """Say in name, note and a tag that what this run recorded was replaced in its folder."""
-        run = self.client.get_run(self.run_id)
-        said = f"**Replaced**: its folder holds [a later comparison]({other.link}) now."
-        self.client.update_run(self.run_id, name=f"{run.info.run_name} (replaced)")
-        self.client.set_tag(self.run_id, "drgn_ray.replaced_by", other.run_id)
-        self.client.set_tag(self.run_id, _NOTE, f"{said}\n\n{run.data.tags.get(_NOTE, '')}")
+        self.outbox.put({"what": "replaced", "by": other.run_id, "link": other.link})
 
-    @_never_fatal
     def begin(self) -> None:
         """Mark the run RUNNING."""
-        self.client.update_run(self.run_id, status="RUNNING")
+        self.outbox.put({"what": "status", "status": "RUNNING"})
 
-    @_never_fatal
     def end(self, status: str) -> None:
         """Mark the run FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        self.outbox.put({"what": "status", "status": status, "time": _now()})
+        if waiting := self.outbox.flush(now=True):
+            said = "MLflow does not answer: %d messages wait in %s, and are told by the next command on the run"
+            logger.warning(said, waiting, self.outbox.folder)
+
+    def _deliver(self, message: Message) -> None:
+        match message:
+            case {"what": "metrics", "values": values, "step": step, "time": when}:
+                self.client.log_batch(self.run_id, [Metric(name, each, when, step) for name, each in values.items()])
+            case {"what": "image", "name": name, "rows": rows, "step": step}:
+                self.client.log_image(self.run_id, np.array(rows, np.uint8), key=name, step=step)
+            case {"what": "artifacts", "path": path, "folder": folder}:
+                log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
+                log(self.run_id, path, folder)
+            case {"what": "tag", "name": name, "value": value}:
+                self.client.set_tag(self.run_id, name, value)
+            case {"what": "status", "status": "RUNNING"}:
+                self.client.update_run(self.run_id, status="RUNNING")
+            case {"what": "status", "status": status, "time": when}:
+                self.client.set_terminated(self.run_id, status, when)
+            case {"what": "replaced", "by": by, "link": link}:
+                self._say_replaced(by, link)
+            case _:
+                raise AssertionError(message)
+
+    def _say_replaced(self, by: str, link: str) -> None:
+        run = self.client.get_run(self.run_id)
+        said = f"**Replaced**: its folder holds [a later comparison]({link}) now."
+        self.client.update_run(self.run_id, name=f"{run.info.run_name} (replaced)")
+        self.client.set_tag(self.run_id, "drgn_ray.replaced_by", by)
+        self.client.set_tag(self.run_id, _NOTE, f"{said}\n\n{run.data.tags.get(_NOTE, '')}")
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def open_run(
@@ -132,6 +145,7 @@ def open_run(
     config: RunConfig,
     tags: Mapping[str, str] | None = None,
     parent: TrackedRun | None = None,
+    patience: float = 0,
 ) -> TrackedRun:
     """Create the MLflow run of a run directory, or find the one it has.
 
@@ -141,6 +155,8 @@ def open_run(
     ----------
     parent
         The sweep whose trial it is; it is then where that is.
+    patience
+        Seconds to wait for a server that does not answer, where there is no run yet.
 
     Raises
     ------
@@ -154,6 +170,7 @@ def open_run(
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
     uri = tracking_uri(run.path.parent) if parent is None else parent.uri
+    _wait_for(uri, patience)
     with _answering(uri):
         experiment_id = (
             _experiment_of(config.particles, uri, run.path.parent) if parent is None else parent.experiment_id
@@ -183,9 +200,13 @@ def _found(run: RunDirectory) -> TrackedRun | None:
     if not run.mlflow_file.exists():
         return None
     tracked = TrackedRun(run)
-    with _answering(tracked.uri):
+    try:
         if _is_there(tracked):
+            tracked.outbox.flush(now=True)
             return tracked
+    except MlflowException as error:
+        logger.warning("MLflow does not answer (%s); going on, and telling it later", _said(error))
+        return tracked
     logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
     return None
 
@@ -243,9 +264,26 @@ def _answering(uri: str) -> Iterator[None]:
     except MlflowException as error:
         raise ResourceError(
             uri,
-            f"MLflow does not answer ({' '.join(str(error).split())[:120]})",
+            f"MLflow does not answer ({_said(error)})",
             "start its server, or unset MLFLOW_TRACKING_URI to track in a file beside the runs",
         ) from error
+
+
+def _wait_for(uri: str, patience: float) -> None:
+    """Wait until a server answers, or patience is at an end."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            MlflowClient(uri).search_experiments(max_results=1)
+        except MlflowException as error:
+            logger.warning("MLflow does not answer (%s); asking again in %g s", _said(error), RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
+def _said(error: MlflowException) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _is_there(tracked: TrackedRun) -> bool:

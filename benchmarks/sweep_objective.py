@@ -1,0 +1,146 @@
+"""Whether what sweeps rank trials by ranks them as the ground truth does.
+
+python -m benchmarks.sweep_objective --data FOLDER
+
+Sixteen networks are drawn and trained on adk_sim by `drgn-ray tune` (`sweep_objective.yaml`), all to their end.  Of
+each, volumes of 100 images are decoded and scored against the truth (area under the per-image FSC), and Spearman's
+rank correlation over the networks of that score with every candidate objective goes into `docs/sweeps.md`, with a
+figure.  What is done stays in `--folder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from benchmarks.common import DRGN_RAY, ROOT, environment, markdown_table, run_measured
+from benchmarks.truth import by_shell, score, scored_images
+from drgn_ray.analysis.latent_space import cluster
+from drgn_ray.analysis.run import load_run
+from drgn_ray.analysis.support import CONSENSUS, MODEL, PERMUTED
+from drgn_ray.distributed.states import NUM_STATES, compare_states
+from drgn_ray.particles.store import ParticleStore, StoreWriter
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.run_directory import RunDirectory
+
+SWEEP = Path(__file__).with_suffix(".yaml")
+DOCUMENT, FIGURE = ROOT / "docs" / "sweeps.md", ROOT / "docs" / "images" / "sweep_objective.png"
+MARKERS = "<!-- benchmarks.sweep_objective: begin -->\n", "<!-- benchmarks.sweep_objective: end -->\n"
+# By column: what it is, and 1 where larger is better.
+OBJECTIVES = {
+    "gain": ("gain over one volume, held out (the default)", 1),
+    "val_loss": ("the trial's own loss, held out", -1),
+    "recon_loss": ("the trial's own reconstruction error, held out", -1),
+    "fsc_model": ("FSC with back-projections of states", 1),
+    "fsc_over_consensus": ("the same, less that of one volume", 1),
+    "fsc_over_permuted": ("the same, less that of another state's volume", 1),
+}
+TRUTHS = {"D/4": "to a quarter of the box size", "D/2": "to Nyquist"}
+
+
+def main() -> int:
+    """Train what is not there yet, score it, and write table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "drgn_ray_sweep_objective"))
+    parser.add_argument("--data", type=Path, default=os.environ.get("DRGN_RAY_DATA"), help="folder with adk_sim/")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error("pass --data FOLDER, or set DRGN_RAY_DATA")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    store, sweep = arguments.folder / "adk_sim.zarr", arguments.folder / "sweep"
+    writer = StoreWriter(str(store))
+    if writer.is_free() or writer.unfinished_info():
+        _run("convert", arguments.data / "adk_sim" / "particles.star", "-o", store, "--workers", 0)
+    _run("tune", store, SWEEP, "-o", sweep)
+    board = pd.read_csv(sweep / "leaderboard.csv").set_index("trial")
+    truth, program = arguments.data / "adk_sim", arguments.data / "score.py"
+    for name in board.index:
+        _score_trial(RunDirectory(sweep / "trials" / name), ParticleStore(store), program, truth)
+    scores = [json.loads((sweep / "trials" / name / "score.json").read_text()) for name in board.index]
+    table = pd.concat([board, pd.DataFrame(scores, index=board.index)], axis=1)
+    text = f"{_correlations(table)}\n{_trials(table)}"
+    print(text)
+    before, rest = DOCUMENT.read_text().split(MARKERS[0])
+    DOCUMENT.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
+    _draw(table)
+    return 0
+
+
+def _run(*words: object) -> None:
+    command = [str(word) for word in (*DRGN_RAY, *words)]
+    run_measured(command, Path.cwd(), environment(), " ".join(command))
+
+
+def _score_trial(run: RunDirectory, store: ParticleStore, program: Path, truth: Path) -> None:
+    done = run.path / "score.json"
+    if done.exists():
+        return
+    print(f"{run.path.name} ...", file=sys.stderr)
+    if not run.latents_file.exists():
+        _run("embed", run.path, "--workers", 0)
+    if not (run.path / "volumes").exists():
+        images = ",".join(map(str, scored_images(len(store))))
+        _run("decode", run.path, "-o", run.path / "volumes", "--particles", images, "--workers", 0)
+    trained = load_run(run.path)
+    found = score(program, truth, trained.latents.of(np.arange(len(store))), run.path / "volumes", ())
+    centres = cluster(trained.latents.z, NUM_STATES).particles
+    supported = compare_states(run, store, trained.model, trained.latents, centres)
+    assert supported is not None
+    model = supported.scores(MODEL).mean()
+    last = load_position(run.checkpoints).history[-1]
+    kept = {
+        **by_shell(found),
+        "spearman_z": found["spearman_linear_cv"],
+        "val_loss": last["val/loss"],
+        "fsc_model": model,
+        "fsc_over_consensus": model - supported.scores(CONSENSUS).mean(),
+        "fsc_over_permuted": model - supported.scores(PERMUTED).mean(),
+    }
+    done.write_text(json.dumps(kept))
+
+
+def _correlations(table: pd.DataFrame) -> str:
+    rows = [
+        [said, *(f"{spearmanr(sign * table[name], table[truth]).statistic:+.2f}" for truth in TRUTHS)]
+        for name, (said, sign) in OBJECTIVES.items()
+    ]
+    return markdown_table(["ranked by", *TRUTHS.values()], rows)
+
+
+def _trials(table: pd.DataFrame) -> str:
+    columns = {"model.zdim": 0, "model.beta": 3, "size": 0, "training.lr": 5, "gain": 2, "recon_loss": 4, "val_loss": 4}
+    columns |= {"fsc_over_permuted": 3, **dict.fromkeys(TRUTHS, 4)}
+    shown: Sequence[list[str]] = [
+        [
+            f"{row[name]:.{digits}f}" if isinstance(row[name], float) else str(row[name])
+            for name, digits in columns.items()
+        ]
+        for row in table.sort_values("D/4", ascending=False).to_dict("records")
+    ]
+    return markdown_table([*columns], shown)
+
+
+def _draw(table: pd.DataFrame) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    for axis, name in zip(axes, ("gain", "val_loss", "recon_loss"), strict=True):
+        said, sign = OBJECTIVES[name]
+        points = axis.scatter(sign * table[name], table["D/4"], c=np.log2(table["model.zdim"]), cmap="viridis")
+        correlation = spearmanr(sign * table[name], table["D/4"]).statistic
+        axis.set(title=f"Spearman {correlation:+.2f}", xlabel=f"{'-' * (sign < 0)}{said}")
+    axes[0].set_ylabel("per-image FSC to D/4, area")
+    figure.colorbar(points, ax=axes, label="log2 zdim")
+    figure.savefig(FIGURE, dpi=80, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""A sweep goes on after its driver was killed and while MLflow's server is away; no trial is run twice, none lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from drgn_ray.training.sweep_directory import SweepDirectory
+from tests.e2e.test_job_submit import free_ports
+
+NUM_TRIALS, NUM_EPOCHS = 4, 8
+SWEEP = f"""
+space:
+  model.zdim: {{choice: [1, 2]}}
+  training.lr: {{choice: [3.0e-3, 1.0e-3]}}
+base:
+  model.enc_dim: 32
+  model.enc_layers: 1
+  model.dec_dim: 128
+  model.dec_layers: 2
+  training.num_epochs: {NUM_EPOCHS}
+search: grid
+scheduler: none
+"""
+
+
+class Server:
+    """A real MLflow server on loopback, which can be away for a while."""
+
+    def __init__(self, folder: Path) -> None:
+        (port,) = free_ports(1)
+        self.uri = f"http://127.0.0.1:{port}"
+        stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
+        where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        self.command = [sys.executable, "-m", "mlflow", "server", *stores, *where]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for(self.answers, lambda: self.process.poll() is None, "the server")
+
+    def answers(self) -> bool:
+        try:
+            return urlopen(f"{self.uri}/health", timeout=2).status == 200
+        except (URLError, OSError):
+            return False
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.stop()
+
+
+def wait_for(condition: Callable[[], bool], is_alive: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert is_alive(), f"ended before {what}"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def children_of(client: MlflowClient, sweep: SweepDirectory) -> dict[str, Run]:
+    (parent,) = client.search_runs(["1"], "tags.mlflow.runName = 'tune a'")
+    found = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert len(found) == len({run.info.run_name for run in found})  # none is tracked twice
+    return {str(run.info.run_name): run for run in found}
+
+
+def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: Path, server: Server) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    sweep = SweepDirectory(tmp_path / "sweeps" / "a")
+    command = [sys.executable, "-m", "jobs.tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o", str(sweep.path)]
+    names = [f"trial_{number}" for number in range(1, NUM_TRIALS + 1)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": server.uri}
+    client = MlflowClient(server.uri)
+
+    def told() -> int:
+        return sum(len(sweep.bounds(name)) for name in names)
+
+    def ended() -> int:
+        return sum(sweep.outcome(name) is not None for name in names)
+
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        alive = lambda: first.poll() is None  # noqa: E731
+        wait_for(lambda: told() >= 2, alive, "two epochs")
+        server.stop()
+        before = told()
+        wait_for(lambda: told() >= before + 3, alive, "three more epochs without a server")
+        server.start()
+        wait_for(lambda: ended() >= 1, alive, "the end of a trial")
+        before = told()
+        wait_for(lambda: told() > before, alive, "one more epoch")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        finished = {name for name in names if sweep.outcome(name) is not None}
+        assert finished < set(names)
+        ends = {name: run.info.end_time for name, run in children_of(client, sweep).items() if name in finished}
+        runs = {name: run.info.run_id for name, run in children_of(client, sweep).items()}
+        second = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=400, check=False)
+    text = (tmp_path / "log").read_text()
+    assert second.returncode == 0, text[-3000:]
+    assert set(pd.read_csv(sweep.path / "leaderboard.csv")["state"]) == {"finished"}
+
+    children = children_of(client, sweep)
+    assert sorted(children) == names
+    assert {name: children[name].info.run_id for name in runs} == runs
+    assert {name: children[name].info.end_time for name in finished} == ends  # these were left alone
+    for name, run in children.items():
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "epoch_done")
+        assert sorted({int(point.value) for point in history}) == list(range(1, NUM_EPOCHS + 1)), name
+        assert len(client.get_metric_history(run.info.run_id, "held_out/gain")) >= NUM_EPOCHS
+        assert not (sweep.run(name).path / "mlflow_outbox" / "waiting.jsonl").exists()
