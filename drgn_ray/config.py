@@ -51,7 +51,7 @@ class DataConfig(Settings):
 
 _OF_ENCODERS = ("encoder", "enc_dim", "enc_layers", "beta")
 _OF_COORDINATES = ("dec_dim", "dec_layers", "pe_type", "pe_dim", "feat_sigma")
-_OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window", "init")
+_OF_DECODERS = ("decoder", *_OF_COORDINATES, "dec_radius", "num_basis", "window", "init", "downsample")
 _OF_STEPS = (
     "num_epochs",
     "batch_size",
@@ -70,7 +70,7 @@ _MODEL_HAS_NOT = {
     "linear": _OF_ALL,
     "curved": _OF_ALL,
 }
-_ENCODER_HAS_NOT = {"residual": (), "linear": ("enc_dim", "enc_layers", "window")}
+_ENCODER_HAS_NOT = {"residual": (), "linear": ("enc_dim", "enc_layers", "window", "downsample")}
 _DECODER_HAS_NOT = {
     "coordinate": ("dec_radius",),
     "residual": (),
@@ -139,6 +139,9 @@ class ModelConfig(Settings):
     """Weight of the KL divergence; None: 1/zdim (cryoDRGN's), or with a linear encoder twice the noise's power."""
     window: bool = True
     """Mask images with a soft circular window, which this flag turns off."""
+    downsample: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
+    """Box size, px, to which a network's images are cropped in Fourier space, which is cheaper and shows less; volumes
+    keep the images' box, and are smooth.  None: all of the images."""
 
     @model_validator(mode="after")
     def _only_what_it_has(self) -> ModelConfig:

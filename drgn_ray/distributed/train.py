@@ -28,6 +28,12 @@ def check(config: settings.RunConfig, store: ParticleStore) -> None:
         raise ConfigError(
             f"--dec-radius {radius}", f"images of {2 * half} px have {half} shells", f"pass at most {half}"
         )
+    if config.model.downsample is not None and config.model.downsample > store.info.box_size:
+        raise ConfigError(
+            f"--downsample {config.model.downsample}",
+            f"images of {store.path} have {store.info.box_size} px",
+            "pass a smaller one, or leave it out",
+        )
     workers = config.resources.num_workers
     if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
         raise ConfigError(

@@ -38,7 +38,13 @@ def build_model(
     return MODELS[model.model](model, partial(Observer, **images))
 
 
+def _looking(observe: Observe, model: ModelConfig) -> Observe:
+    """Look at what is left of downsampled images."""
+    return partial(observe, radius=None if model.downsample is None else model.downsample // 2)
+
+
 def _vae(model: ModelConfig, observe: Observe) -> Model:
+    observe = _looking(observe, model)
     encoder = ENCODERS[model.encoder].of(model, observe)
     observer = observe(window=model.window and encoder.takes_window)
     decoder = DECODERS[model.decoder].of(model, box_size=observer.box_size, zdim=model.zdim)
@@ -46,7 +52,7 @@ def _vae(model: ModelConfig, observe: Observe) -> Model:
 
 
 def _homogeneous(model: ModelConfig, observe: Observe) -> Model:
-    observer = observe(window=model.window)
+    observer = _looking(observe, model)(window=model.window)
     decoder = DECODERS[model.decoder].of(model, box_size=observer.box_size, zdim=0)
     return Homogeneous(observer=observer, decoder=decoder)
 

@@ -86,7 +86,9 @@ class CoordinateDecoder(Decoder):
     zdim, dec_dim, dec_layers
         Latent dimension, width, number of residual layers.
     pe_type, pe_dim, feat_sigma
-        Positional encoding, see `encoding_frequencies`; `pe_dim` None is D/2.
+        Positional encoding, see `encoding_frequencies`; `pe_dim` None is half of `downsample`.
+    downsample
+        Box size, px, that images are cropped to: volumes have nothing beyond; None: D.
     """
 
     frequencies: Float[Tensor, "K 3"]
@@ -101,10 +103,11 @@ class CoordinateDecoder(Decoder):
         pe_type: str,
         pe_dim: int | None,
         feat_sigma: float,
+        downsample: int | None = None,
     ) -> None:
         super().__init__()
-        self.box_size = box_size
-        pe_dim = box_size // 2 if pe_dim is None else pe_dim
+        self.box_size, self.radius = box_size, (downsample or box_size) // 2
+        pe_dim = self.radius if pe_dim is None else pe_dim
         self.register_buffer("frequencies", encoding_frequencies(pe_type, box_size, pe_dim, feat_sigma))
         self.num_features = 2 * len(self.frequencies)
         self.mlp = ResidualMLP(self.num_features + zdim, dec_layers, dec_dim, out_features=2)
@@ -120,6 +123,7 @@ class CoordinateDecoder(Decoder):
             pe_type=model.pe_type,
             pe_dim=model.pe_dim,
             feat_sigma=model.feat_sigma,
+            downsample=model.downsample,
         )
 
     def slices(
@@ -158,13 +162,13 @@ class CoordinateDecoder(Decoder):
     def volume(self, z: Float[Tensor, " Z"], radius: int | None = None) -> Float[Tensor, "D D D"]:
         """See `Decoder.volume`.
 
-        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= radius (None: D/2) and mirrors it.  In
+        Evaluates the half-space k_z <= 0 plane by plane inside the sphere |k| <= radius (None: all) and mirrors it.  In
         the plane k_z = 0 the two halves meet, and the volume gets the mean of the value at k and the conjugate of that
         at -k.
         """
         size = self.box_size
         half, device = size // 2, z.device
-        radius = half if radius is None else min(radius, half)
+        radius = self.radius if radius is None else min(radius, self.radius)
         axis = torch.arange(-half, half, device=device)
         ky, kx = torch.meshgrid(axis, axis, indexing="ij")
         hartley = torch.zeros(size, size, size, device=device)

@@ -93,6 +93,8 @@ def evidence_bounds(
 ) -> Float64[np.ndarray, " n"]:
     """Evidence lower bound of each image, less the log-likelihood of there being noise alone.
 
+    A model of downsampled images says nothing of the shells beyond.
+
     Parameters
     ----------
     linear
@@ -103,6 +105,7 @@ def evidence_bounds(
     observer = linear.observer
     shell, device = shells_of(observer.k), observer.k.device
     noise = torch.where(shell <= (radius or observer.box_size), linear.noise[shell], torch.inf)
+    said = observer.half_disc.radius <= model.observer.half_disc.radius.max()
     parts = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -112,8 +115,8 @@ def evidence_bounds(
             bound = torch.zeros(len(seen.rotation), device=device)
             for _ in range(NUM_DRAWS):
                 z, kld = model.draw(batch)
-                slices = torch.complex(*model.decode_slices(z, seen.rotation)) * seen.ctf
-                misfit = (seen.coefficients - slices).abs() ** 2 - seen.coefficients.abs() ** 2
-                bound -= ((misfit / noise).sum(dim=1) + kld) / NUM_DRAWS
+                slices = torch.complex(*model.decode_slices(z, seen.rotation)) * seen.ctf[:, said]
+                misfit = (seen.coefficients[:, said] - slices).abs() ** 2 - seen.coefficients[:, said].abs() ** 2
+                bound -= ((misfit / noise[said]).sum(dim=1) + kld) / NUM_DRAWS
             parts.append(bound.double().cpu().numpy())
     return np.concatenate([np.zeros(0), *parts])
