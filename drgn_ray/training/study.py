@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from drgn_ray.errors import ConfigError
+from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.compare import gain
 from drgn_ray.training.sweep import Distribution, Sweep, Trial, rounded
 from drgn_ray.training.sweep_directory import CONSENSUS, SweepDirectory
 
 logger = logging.getLogger(__name__)
 MOST_AT_RANDOM = 10  # first trials, or a third of all: Optuna's default, and less for a small sweep
+_DIRECTION = {"gain": StudyDirection.MAXIMIZE, "minutes": StudyDirection.MINIMIZE}
 TRIES = 200  # points that are asked for until one can be trained and is new
 
 
@@ -39,11 +42,14 @@ class Tried(NamedTuple):
         How it ended (see `Outcome`); None: it did not yet.
     gains
         After every epoch, nats an image.
+    minutes
+        Of training.
     """
 
     chosen: Mapping[str, Any]
     state: str | None = None
     gains: Mapping[int, float] = {}
+    minutes: float = 0.0
 
 
 def num_at_random(sweep: Sweep) -> int:
@@ -57,8 +63,9 @@ def tried(directory: SweepDirectory) -> list[Tried]:
     found = []
     for trial in directory.trials():
         gains = {epoch: gain(bounds, consensus).mean for epoch, bounds in directory.bounds(trial.name).items()}
-        outcome = directory.outcome(trial.name)
-        found.append(Tried(trial.chosen, outcome and outcome.state, gains))
+        outcome, history = directory.outcome(trial.name), load_position(directory.run(trial.name).checkpoints).history
+        minutes = history[-1]["perf/total_seconds"] / 60 if history else 0.0
+        found.append(Tried(trial.chosen, outcome and outcome.state, gains, minutes))
     return found
 
 
@@ -81,7 +88,7 @@ def ask(sweep: Sweep, known: Sequence[Tried], make: Callable[[Mapping[str, Any]]
     (seed,) = np.random.SeedSequence((sweep.seed, len(known))).generate_state(1)
     # Its defaults are for trials beside each other: it keeps away from points that are being tried.
     sampler = optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=num_at_random(sweep))
-    study = optuna.create_study(sampler=sampler, direction="maximize")
+    study = optuna.create_study(sampler=sampler, directions=[_DIRECTION[name] for name in sweep.objectives])
     space = {name: _distribution(each) for name, each in sweep.space.items()}
     study.add_trials([_frozen(sweep, space, each) for each in known])
     passed, why = [each.chosen for each in known], "all were tried before"
@@ -127,6 +134,7 @@ def _frozen(sweep: Sweep, space: Mapping[str, BaseDistribution], known: Tried) -
     if known.state is None:
         return optuna.create_trial(state=TrialState.RUNNING, **here)
     if known.state == "finished":
-        return optuna.create_trial(value=known.gains[max(known.gains)], **here)
+        values = {"gain": known.gains[max(known.gains)], "minutes": known.minutes}
+        return optuna.create_trial(values=[values[name] for name in sweep.objectives], **here)
     seen = {} if known.state == "failed" else dict(known.gains)  # without any it is the worst
     return optuna.create_trial(state=TrialState.PRUNED, intermediate_values=seen, **here)

@@ -10,6 +10,7 @@ space:                                    # settings as `drgn-ray train --config
 base: {training.num_epochs: 10}           # of all trials
 num_samples: 12
 search: random                            # or grid (no num_samples), or optuna: later trials learn from earlier ones
+objectives: [gain]                        # or [gain, minutes], of optuna: what gains more, and what is trained sooner
 
 Trials of random and grid are drawn before anything starts: what is impossible is refused, and what goes on is the same.
 Those of optuna are asked for as others end (`drgn_ray.training.study`).
@@ -50,7 +51,7 @@ class Distribution(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Distribution:
-        if len(self.model_fields_set) != 1:
+        if sum(value is not None for _, value in self) != 1:
             raise ValueError(f"pass one of {', '.join(type(self).model_fields)}")
         low, high = self.uniform or self.loguniform or self.integer or (0, 1)
         if not low < high:
@@ -91,6 +92,8 @@ class Sweep(Settings):
     search: Literal["random", "grid", "optuna"] = "random"
     """random: `num_samples` draws; grid: every combination; optuna: `num_samples` points, which TPE chooses by what
     earlier ones gained."""
+    objectives: list[Literal["gain", "minutes"]] = ["gain"]
+    """What optuna looks for: a larger gain, or [gain, minutes]: the front of a larger gain and a shorter training."""
     num_samples: PositiveInt | None = None
     """How many trials; of a grid, which is whole, None."""
     scheduler: Literal["asha", "none"] = "asha"
@@ -107,6 +110,17 @@ class Sweep(Settings):
             raise ValueError("pass num_samples for search: random or optuna, and for a grid leave it out")
         if not ranges and (self.num_samples or 0) > self.num_combinations:
             raise ValueError(f"there are only {self.num_combinations} combinations; pass search: grid for all of them")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Sweep:
+        if self.objectives not in (["gain"], ["gain", "minutes"]):
+            raise ValueError(f"objectives {self.objectives}: pass [gain], or [gain, minutes]")
+        if self.objectives == ["gain", "minutes"] and (self.search, self.scheduler) != ("optuna", "none"):
+            raise ValueError(
+                "with objectives [gain, minutes] pass search: optuna, which knows what to do with two, and scheduler:"
+                " none, since asha stops what gains less, however quick it is"
+            )
         return self
 
     @property

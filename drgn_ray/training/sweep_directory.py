@@ -63,6 +63,11 @@ class SweepDirectory:
         self._save(settings, trials)
         return list(trials)
 
+    def sweep(self) -> Sweep:
+        """Read what is searched."""
+        settings = json.loads(self.file.read_text())["sweep"]
+        return Sweep.model_validate({name: value for name, value in settings.items() if name != "particles"})
+
     def trials(self) -> list[Trial]:
         """Read the trials that there are; a search that asks for them as others end adds to them."""
         return [

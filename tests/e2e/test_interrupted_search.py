@@ -1,4 +1,4 @@
-"""A search by Optuna whose driver is killed goes on: what was tried is known, what was begun ends, the rest is asked."""
+"""A search by Optuna whose driver is killed goes on: what was begun ends, and the rest is asked with that in mind."""
 
 from __future__ import annotations
 

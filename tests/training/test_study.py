@@ -60,6 +60,20 @@ def test_later_trials_are_nearer_to_the_best_point() -> None:
     assert np.mean([each.state == "failed" for each in learned]) < 0.1
 
 
+def test_with_minutes_as_an_objective_quick_trials_are_asked_for_too() -> None:
+    """Where large gains more and takes longer, both are on the front; alone, gain asks for large only."""
+    share = {}
+    for objectives in ("[gain]", "[gain, minutes]"):
+        sweep, known = sweep_of(f"{SWEEP}\nobjectives: {objectives}\nscheduler: none"), []
+        while len(known) < sweep.num_trials:
+            chosen = next_trial(sweep, known).chosen
+            minutes = 9.0 if chosen["size"] == "large" else 1.0
+            found = trained(chosen)
+            known.append(Tried(chosen, "finished", found.gains, minutes) if found.gains else found)
+        share[objectives] = np.mean([each.chosen["size"] == "small" for each in known[num_at_random(sweep) :]])
+    assert share["[gain]"] < 0.3 < share["[gain, minutes]"] < 0.8
+
+
 def test_what_is_asked_next_follows_from_the_directory_alone(tmp_path: Path) -> None:
     sweep, known, directory = sweep_of(SWEEP), [], SweepDirectory(tmp_path / "sweep")
     directory.begin(sweep, "/p.zarr", [])
