@@ -51,17 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tune(arguments: Arguments) -> None:
+    from drgn_ray.distributed.searcher import first_trials
     from drgn_ray.particles.store import ParticleStore
-    from drgn_ray.training.sweep import draw_trials, read_sweep
+    from drgn_ray.training.sweep import read_sweep
     from jobs.frame import check_folder
 
     check_folder(arguments.output)
     sweep = read_sweep(arguments.sweep)
     store = ParticleStore(arguments.particles)
-    trials = draw_trials(sweep, store.absolute_path, len(store))
-    _check(trials, store)
+    trials = first_trials(sweep, store)
     if arguments.dry_run:
         _describe(trials, store)
+        if sweep.num_trials > len(trials):
+            logger.info("then %d more, which Optuna chooses as trials end", sweep.num_trials - len(trials))
         return
 
     from drgn_ray.training.sweep_directory import SweepDirectory
@@ -71,19 +73,6 @@ def _tune(arguments: Arguments) -> None:
     with job_frame(arguments.output) as frame:
         trials = directory.begin(sweep, store.absolute_path, trials)
         _search(directory, sweep, trials, arguments.gpus_per_trial, frame)
-
-
-def _check(trials: Sequence[Trial], store: ParticleStore) -> None:
-    from drgn_ray.distributed.train import check
-    from drgn_ray.errors import ConfigError
-
-    for trial in trials:
-        try:
-            check(trial.config, store)
-        except ConfigError as error:
-            raise ConfigError(f"{trial.name}, {error.source}", error.found, error.remedy) from error
-    if not trials[0].config.data.val_fraction:
-        raise ConfigError("data.val_fraction: 0", "trials are judged on held-out particles", "leave it out")
 
 
 def _describe(trials: Sequence[Trial], store: ParticleStore) -> None:
@@ -116,7 +105,8 @@ def _search(
     frame.link(served(tracked, tracked.link, directory.path.parent))
     tracked.begin()
     with end_told(tracked):
-        run_sweep(directory, sweep, trials, tracked, gpus_per_trial)
+        run_sweep(directory, sweep, tracked, gpus_per_trial)
+        trials = directory.trials()
         publish(directory, trials, tracked)
         frame.result(*markdown(directory, leaderboard(directory, trials)).splitlines())
         _name_winner(directory, trials, tracked, frame)

@@ -24,6 +24,7 @@ from torch import Tensor
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.cluster import connected
 from drgn_ray.distributed.linear import train_linear
+from drgn_ray.distributed.searcher import Names
 from drgn_ray.distributed.train import train
 from drgn_ray.errors import ResourceError, UserError
 from drgn_ray.models.linear import LinearSubspace
@@ -91,22 +92,17 @@ def _fitting(cpus: int, gpus: float, node: Mapping[str, float]) -> int:
     return min(by_cpu, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
 
-def run_sweep(
-    directory: SweepDirectory,
-    sweep: Sweep,
-    trials: Sequence[Trial],
-    parent: TrackedRun,
-    gpus_per_trial: float | None = None,
-) -> None:
-    """Train what is left of a sweep; its trials tell MLflow and the directory how they do.
+def run_sweep(directory: SweepDirectory, sweep: Sweep, parent: TrackedRun, gpus_per_trial: float | None = None) -> None:
+    """Train what is left of a sweep, which its directory knows; trials tell MLflow and the directory how they do.
 
     Raises
     ------
     ResourceError
         No machine has what a trial needs.
     """
-    waiting = [trial for trial in trials if directory.outcome(trial.name) is None]
-    if not waiting:
+    trials = directory.trials()
+    names = Names(directory, sweep)
+    if not names.num_left:
         logger.info("all %d trials have ended already", len(trials))
         return
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
@@ -116,39 +112,34 @@ def run_sweep(
         _fit_reference(directory, trials[0].config)
         logger.info(
             "%d of %d trials to train, %d at a time, each with CPUs: %d%s",
-            len(waiting),
-            len(trials),
-            min(slots.count, len(waiting)),
+            names.num_left,
+            sweep.num_trials,
+            min(slots.count, names.num_left),
             slots.cpus,
             f", GPUs: {slots.gpus:g}" if slots.gpus else "",
         )
         try:
-            _tune(directory, sweep, trials, waiting, parent, slots)
+            _tune(directory, sweep, names, parent, slots)
         finally:
-            for trial in waiting:
+            for trial in directory.trials():
                 if directory.outcome(trial.name) is None and directory.run(trial.name).mlflow_file.exists():
                     TrackedRun(directory.run(trial.name)).end("KILLED")
 
 
-def _tune(
-    directory: SweepDirectory,
-    sweep: Sweep,
-    trials: Sequence[Trial],
-    waiting: Sequence[Trial],
-    parent: TrackedRun,
-    slots: Slots,
-) -> None:
-    longest = max(trial.config.num_epochs for trial in trials)
+def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: TrackedRun, slots: Slots) -> None:
+    longest = sweep.most_epochs
     for left_over in directory.path.glob(f"{_BOOKKEEPING}*"):  # of a driver that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that loggers would write
-    work = tune.with_parameters(_train_trial, directory=directory, trials=list(trials), longest=longest)
+    work = tune.with_parameters(_train_trial, directory=directory, longest=longest)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)  # else trials start one after the other
     with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=directory.path) as bookkeeping:
         tuner = tune.Tuner(
             tune.with_resources(work, {"cpu": slots.cpus, "gpu": slots.gpus}),
-            param_space={"trial": tune.grid_search([trial.name for trial in waiting])},
             tune_config=tune.TuneConfig(
-                scheduler=_scheduler(directory, sweep, trials, longest),
+                search_alg=names,
+                num_samples=names.num_left,
+                scheduler=_scheduler(directory, sweep, longest),
                 max_concurrent_trials=slots.count,
                 reuse_actors=True,  # starting a process takes seconds
             ),
@@ -156,7 +147,7 @@ def _tune(
                 name="tune",
                 storage_path=bookkeeping,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[_Follower(directory, trials, parent)],
+                callbacks=[_Follower(directory, parent)],
                 verbose=0,
             ),
         )
@@ -200,7 +191,7 @@ def _named(trial: TuneTrial) -> Any:
     return _Named(trial.config["trial"])
 
 
-def _scheduler(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], longest: int) -> TrialScheduler:
+def _scheduler(directory: SweepDirectory, sweep: Sweep, longest: int) -> TrialScheduler:
     if sweep.scheduler == "none":
         return FIFOScheduler()
     asha = _Asha(
@@ -211,7 +202,7 @@ def _scheduler(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial],
         grace_period=max(1, round(longest / REDUCTION**2)),
         reduction_factor=REDUCTION,
     )
-    for trial in trials:
+    for trial in directory.trials():
         asha.remember(trial.name, _results(directory, trial, longest))
     return asha
 
@@ -258,11 +249,9 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _train_trial(
-    chosen: Mapping[str, str], *, directory: SweepDirectory, trials: Sequence[Trial], longest: int
-) -> None:
+def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longest: int) -> None:
     """Train what is left of a trial in this process; a user's mistake (a loss that diverges) ends only this one."""
-    (trial,) = (trial for trial in trials if trial.name == chosen["trial"])
+    trial = directory.trial(chosen["trial"])
     if directory.outcome(trial.name) is not None:  # Tune tries again whatever fails in its callbacks
         return
     logging.getLogger("drgn_ray").setLevel(logging.INFO)
@@ -322,8 +311,8 @@ class _Judge:
 class _Follower(tune.Callback):
     """Hears in the driver how trials do: lines in the log, outcomes, the leaderboard in the directory and in MLflow."""
 
-    def __init__(self, directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun) -> None:
-        self.directory, self.trials, self.parent = directory, {trial.name: trial for trial in trials}, parent
+    def __init__(self, directory: SweepDirectory, parent: TrackedRun) -> None:
+        self.directory, self.parent = directory, parent
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -331,7 +320,7 @@ class _Follower(tune.Callback):
         """Say how an epoch went."""
         if GAIN not in result:
             return
-        ours = self.trials[trial.config["trial"]]
+        ours = self.directory.trial(trial.config["trial"])
         epoch = min(result[EPOCH], ours.config.num_epochs)
         logger.info(
             "%s  epoch %d/%d  %+.3f nats an image over one volume",
@@ -343,7 +332,7 @@ class _Follower(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Keep the outcome of a trial."""
-        ours = self.trials[trial.config["trial"]]
+        ours = self.directory.trial(trial.config["trial"])
         run = self.directory.run(ours.name)
         outcome = self.directory.outcome(ours.name)
         if outcome is None:
@@ -355,7 +344,7 @@ class _Follower(tune.Callback):
         tracked.set_tag("drgn_ray.outcome", f"{outcome.state}: {outcome.why}")
         tracked.end("FAILED" if outcome.state == "failed" else "FINISHED")
         logger.info("%s  %s %s", ours.name, outcome.state, outcome.why)
-        publish(self.directory, list(self.trials.values()), self.parent)
+        publish(self.directory, self.directory.trials(), self.parent)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say why a trial's process ended; the next call tries it again."""

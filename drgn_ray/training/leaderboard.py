@@ -14,7 +14,7 @@ from drgn_ray.training.sweep import Trial
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, SweepDirectory
 
 _UNENDED = ("waiting", "running")
-_SHOWN = ("trial", "state", "epochs", "gain", "behind", "recon_loss", "kld", "minutes")
+_SHOWN = ("trial", "state", "on_front", "epochs", "gain", "behind", "recon_loss", "kld", "minutes")
 
 
 def leaderboard(directory: SweepDirectory, trials: Sequence[Trial]) -> pd.DataFrame:
@@ -22,7 +22,8 @@ def leaderboard(directory: SweepDirectory, trials: Sequence[Trial]) -> pd.DataFr
 
     Columns: ``trial, state, epochs``; ``gain``, over one volume for all after its newest epoch, nats an image, and its
     standard error; ``behind``, what it gains less than the best, image by image, and its standard error; ``recon_loss``
-    and ``kld`` of held-out particles, ``minutes`` of training; and a column for every name of the space.
+    and ``kld`` of held-out particles, ``minutes`` of training; and a column for every name of the space.  Where minutes
+    are an objective too, ``on_front`` marks what no other trial beats in both.
     """
     consensus = _last(directory, CONSENSUS)
     bounds = {trial.name: _last(directory, trial.name) for trial in trials}
@@ -38,7 +39,20 @@ def leaderboard(directory: SweepDirectory, trials: Sequence[Trial]) -> pd.DataFr
         rows.append(row | dict(trial.chosen))
     columns = ["gain", "gain_error", "behind", "behind_error", "recon_loss", "kld", "minutes"]
     table = pd.DataFrame(rows, columns=["trial", "state", "epochs", *columns, *trials[0].chosen])
+    if "minutes" in directory.sweep().objectives:
+        table.insert(2, "on_front", _on_front(table))
     return table.sort_values("gain", ascending=False, na_position="last", kind="stable", ignore_index=True)
+
+
+def _on_front(table: pd.DataFrame) -> np.ndarray:
+    """Mark the finished trials than which no other gains as much in less time, or more in as little."""
+    finished = (table["state"] == "finished").to_numpy()
+    gain, minutes = table["gain"].to_numpy()[finished], table["minutes"].to_numpy()[finished]
+    no_worse = (gain[:, None] >= gain) & (minutes[:, None] <= minutes)
+    better = (gain[:, None] > gain) | (minutes[:, None] < minutes)
+    front = finished.copy()
+    front[finished] = ~(no_worse & better).any(0)
+    return front
 
 
 def unended(table: pd.DataFrame) -> list[str]:
@@ -53,7 +67,8 @@ def reference_gain(directory: SweepDirectory) -> Gain:
 
 def markdown(directory: SweepDirectory, table: pd.DataFrame) -> str:
     """Say who leads, by how much, and list all trials."""
-    names = [*_SHOWN, *table.columns[list(table.columns).index("minutes") + 1 :]]
+    shown = [name for name in _SHOWN if name in table.columns]
+    names = [*shown, *table.columns[list(table.columns).index("minutes") + 1 :]]
     lines = [names, ["---"] * len(names), *([_cell(row, name) for name in names] for row in table.to_dict("records"))]
     listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{verdict(directory, table)}\n\n{listed}\n\n{_LEGEND}\n"
@@ -72,9 +87,11 @@ def verdict(directory: SweepDirectory, table: pd.DataFrame) -> str:
     over = Gain(float(best["gain"]), float(best["gain_error"]))
     against = gain(_last(directory, best["trial"]), _last(directory, LINEAR))
     worth = "better than" if against.is_clear else "not clearly better than"
+    front = table[table["on_front"]]["trial"] if "on_front" in table.columns else ()
+    sooner = f" No other gains more in less time than {', '.join(front)}." if len(front) else ""
     return (
         f"{said} **{best['trial']}** leads with {over} nats an image over one volume for all{also}. It is {worth} the"
-        f" linear subspace, which gains {linear}."
+        f" linear subspace, which gains {linear}.{sooner}"
     )
 
 
@@ -87,6 +104,8 @@ def _cell(row: dict[str, Any], name: str) -> str:
     value = row[name]
     if isinstance(value, float) and np.isnan(value):
         return ""
+    if name == "on_front":
+        return "yes" if value else ""
     if name in ("gain", "behind"):
         return str(Gain(value, row[f"{name}_error"]))
     return f"{value:.3g}" if isinstance(value, float) else str(value)

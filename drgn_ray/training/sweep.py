@@ -9,8 +9,11 @@ space:                                    # settings as `drgn-ray train --config
       512x3: {model.enc_dim: 512, model.dec_dim: 512}
 base: {training.num_epochs: 10}           # of all trials
 num_samples: 12
+search: random                            # or grid (no num_samples), or optuna: later trials learn from earlier ones
+objectives: [gain]                        # or [gain, minutes], of optuna: what gains more, and what is trained sooner
 
-Trials are drawn before anything starts: what is impossible is refused, and what goes on is the same.
+Trials of random and grid are drawn before anything starts: what is impossible is refused, and what goes on is the same.
+Those of optuna are asked for as others end (`drgn_ray.training.study`).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from drgn_ray.config import RunConfig, Settings, describe
+from drgn_ray.config import RunConfig, Settings, TrainingConfig, describe
 from drgn_ray.errors import ConfigError
 from drgn_ray.training.compare import MOST_IMAGES
 
@@ -48,7 +51,7 @@ class Distribution(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Distribution:
-        if len(self.model_fields_set) != 1:
+        if sum(value is not None for _, value in self) != 1:
             raise ValueError(f"pass one of {', '.join(type(self).model_fields)}")
         low, high = self.uniform or self.loguniform or self.integer or (0, 1)
         if not low < high:
@@ -66,16 +69,17 @@ class Distribution(Settings):
             return self.values[rng.integers(len(self.values))]
         if self.uniform is not None:
             low, high = self.uniform
-            return _rounded(rng.uniform(low, high))
+            return rounded(rng.uniform(low, high))
         if self.loguniform is not None:
             low, high = map(math.log, self.loguniform)
-            return _rounded(math.exp(rng.uniform(low, high)))
+            return rounded(math.exp(rng.uniform(low, high)))
         assert self.integer is not None
         return int(rng.integers(*self.integer, endpoint=True))
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")  # more digits tell nothing, and are long to type again
+def rounded(value: float) -> float:
+    """Round to three digits: more tell nothing, and are long to type again."""
+    return float(f"{value:.3g}")
 
 
 class Sweep(Settings):
@@ -85,8 +89,11 @@ class Sweep(Settings):
     """Settings that trials differ in."""
     base: dict[str, Any] = {}
     """Settings that all trials have."""
-    search: Literal["random", "grid"] = "random"
-    """random: `num_samples` draws; grid: every combination."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """random: `num_samples` draws; grid: every combination; optuna: `num_samples` points, which TPE chooses by what
+    earlier ones gained."""
+    objectives: list[Literal["gain", "minutes"]] = ["gain"]
+    """What optuna looks for: a larger gain, or [gain, minutes]: the front of a larger gain and a shorter training."""
     num_samples: PositiveInt | None = None
     """How many trials; of a grid, which is whole, None."""
     scheduler: Literal["asha", "none"] = "asha"
@@ -100,15 +107,43 @@ class Sweep(Settings):
         if self.search == "grid" and ranges:
             raise ValueError(f"a grid has no end of values of {ranges[0]}; give a choice, or pass search: random")
         if (self.search == "grid") != (self.num_samples is None):
-            raise ValueError("pass num_samples for search: random, and for a grid leave it out")
+            raise ValueError("pass num_samples for search: random or optuna, and for a grid leave it out")
         if not ranges and (self.num_samples or 0) > self.num_combinations:
             raise ValueError(f"there are only {self.num_combinations} combinations; pass search: grid for all of them")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Sweep:
+        if self.objectives not in (["gain"], ["gain", "minutes"]):
+            raise ValueError(f"objectives {self.objectives}: pass [gain], or [gain, minutes]")
+        if self.objectives == ["gain", "minutes"] and (self.search, self.scheduler) != ("optuna", "none"):
+            raise ValueError(
+                "with objectives [gain, minutes] pass search: optuna, which knows what to do with two, and scheduler:"
+                " none, since asha stops what gains less, however quick it is"
+            )
         return self
 
     @property
     def num_combinations(self) -> int:
         """Size of the grid; 0, where there are ranges."""
         return math.prod(len(each.values) for each in self.space.values())
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials the whole sweep has."""
+        return self.num_samples or self.num_combinations
+
+    @property
+    def most_epochs(self) -> int:
+        """Epochs of the longest trial that there may be."""
+        name = "training.num_epochs"
+        found = [self.base.get(name, TrainingConfig().num_epochs)]
+        if name in self.space:
+            found = [*self.space[name].values, *(self.space[name].integer or ())]
+        for each in self.space.values():
+            groups = each.choice if isinstance(each.choice, dict) else {}
+            found += [group[name] for group in groups.values() if name in group]
+        return max(found)
 
 
 @dataclass(frozen=True)
@@ -147,26 +182,38 @@ def read_sweep(name: str) -> Sweep:
 
 
 def draw_trials(sweep: Sweep, particles: str, num_particles: int) -> list[Trial]:
-    """Draw the trials of a sweep, each with its settings checked.
+    """Draw the trials of a random search or a grid, each with its settings checked.
 
     Raises
     ------
     ConfigError
         There is no such setting, a sweep must leave it alone, or a trial's settings do not go together.
     """
+    check_names(sweep)
+    points = enumerate(_points(sweep), start=1)
+    return [trial_at(sweep, particles, num_particles, number, chosen) for number, chosen in points]
+
+
+def check_names(sweep: Sweep) -> None:
+    """Refuse settings that there are not, or that a sweep must leave alone."""
     for name in sweep.space:
         _refuse_unsearchable(name, sweep.space[name])
     for path in sweep.base:
         _refuse_in_base(path, sweep.base[path])
+
+
+def trial_at(sweep: Sweep, particles: str, num_particles: int, number: int, chosen: Mapping[str, Any]) -> Trial:
+    """Make the trial at a point of the space; its number counts from 1.
+
+    Raises
+    ------
+    ConfigError
+        Its settings do not go together.
+    """
     held_out = min(max(MOST_IMAGES / num_particles, LEAST_HELD_OUT), LARGEST_HELD_OUT)
     base = {"resources.num_workers": 0, "data.val_fraction": held_out} | sweep.base
-    points = _points(sweep)
-    width = len(str(len(points)))
-    trials = []
-    for number, chosen in enumerate(points, start=1):
-        name = f"trial_{number:0{width}d}"
-        trials.append(Trial(name, chosen, _config(name, particles, base, sweep.space, chosen)))
-    return trials
+    name = f"trial_{number:0{len(str(sweep.num_trials))}d}"
+    return Trial(name, chosen, _config(name, particles, base, sweep.space, chosen))
 
 
 def _points(sweep: Sweep) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What the directory of a sweep holds, from which the same command goes on.
 
-``sweep.json`` (the trials, written before anything starts), ``reference/`` (the run directory of the linear subspace
+``sweep.json`` (the trials, each written before it starts), ``reference/`` (the run directory of the linear subspace
 that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/`` (held-out bounds after every epoch),
 ``outcomes/NAME.json`` (how it ended), ``leaderboard.csv``, ``leaderboard.md``, ``mlflow.json``.
 """
@@ -8,10 +8,10 @@ that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/`` 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -56,16 +56,37 @@ class SweepDirectory:
                     f"another sweep is here, with other {', '.join(changed)}",
                     "pass another -o, or the sweep it was begun with to go on",
                 )
-            return [
-                Trial(each["name"], each["chosen"], RunConfig.model_validate(each["config"]))
-                for each in there["trials"]
-            ]
+            return self.trials()
         if self.path.exists() and any(self.path.iterdir()):
             raise RunError(str(self.path), "this directory holds something that is not a sweep", "pass another -o")
         self.path.mkdir(parents=True, exist_ok=True)
-        drawn = [asdict(trial) | {"config": trial.config.model_dump(mode="json")} for trial in trials]
-        _write(self.file, json.dumps({"sweep": settings, "trials": drawn}, indent=1))
+        self._save(settings, trials)
         return list(trials)
+
+    def sweep(self) -> Sweep:
+        """Read what is searched."""
+        settings = json.loads(self.file.read_text())["sweep"]
+        return Sweep.model_validate({name: value for name, value in settings.items() if name != "particles"})
+
+    def trials(self) -> list[Trial]:
+        """Read the trials that there are; a search that asks for them as others end adds to them."""
+        return [
+            Trial(each["name"], each["chosen"], RunConfig.model_validate(each["config"]))
+            for each in json.loads(self.file.read_text())["trials"]
+        ]
+
+    def trial(self, name: str) -> Trial:
+        """Read a trial."""
+        (found,) = (trial for trial in self.trials() if trial.name == name)
+        return found
+
+    def add(self, trial: Trial) -> None:
+        """Add a trial, before it starts; only the driver may."""
+        self._save(json.loads(self.file.read_text())["sweep"], [*self.trials(), trial])
+
+    def _save(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+        listed = [asdict(trial) | {"config": trial.config.model_dump(mode="json")} for trial in trials]
+        _write(self.file, json.dumps({"sweep": settings, "trials": listed}, indent=1))
 
     def end(self, trial: str, outcome: Outcome) -> None:
         """Keep how a trial ended; it is not run again."""

@@ -12,7 +12,7 @@ from drgn_ray.errors import ConfigError
 from drgn_ray.training.leaderboard import leaderboard, markdown
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep import READY_MADE, Trial, draw_trials, read_sweep
-from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, SweepDirectory
+from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
 
 
 def drawn(text: str, folder: Path) -> list[Trial]:
@@ -99,6 +99,8 @@ def test_samples_of_choices_are_drawn_without_repetition(tmp_path: Path) -> None
         ("spaces: {}", "spaces"),
         ("space: [", "it cannot be read as YAML"),
         ("space: {model.zdim: {choice: [1]}}\nbase: {resources.num_workers: 2}", "every trial trains in one process"),
+        ("space: {model.zdim: {choice: [1]}}\nobjectives: [minutes]", "pass [gain], or [gain, minutes]"),
+        ("space: {model.zdim: {choice: [1]}}\nobjectives: [gain, minutes]", "pass search: optuna"),
     ],
 )
 def test_a_mistake_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
@@ -123,8 +125,8 @@ def test_a_sweep_goes_on_with_the_trials_it_began_with_and_no_others(tmp_path: P
         directory.begin(other, "/particles.zarr", trials)
 
 
-def leave_position(run: RunDirectory) -> None:
-    epoch = {"epoch": 2, "val/recon_loss": 0.9, "val/kld": 3.0, "perf/total_seconds": 60.0}
+def leave_position(run: RunDirectory, minutes: float = 1.0) -> None:
+    epoch = {"epoch": 2, "val/recon_loss": 0.9, "val/kld": 3.0, "perf/total_seconds": 60 * minutes}
     checkpoint = run.checkpoints / "slice_000002"
     checkpoint.mkdir(parents=True)
     (checkpoint / "position.json").write_text(json.dumps({"history": [epoch]}))
@@ -134,6 +136,7 @@ def test_the_leaderboard_compares_image_by_image(tmp_path: Path) -> None:
     """The best is first; one that is behind by less than its error may be as good."""
     trials = drawn("space: {model.zdim: {choice: [1, 2, 4]}}\nsearch: grid", tmp_path)
     directory, rng = SweepDirectory(tmp_path / "sweep"), np.random.default_rng(0)
+    directory.begin(read_sweep(str(tmp_path / "sweep.yaml")), "/particles.zarr", trials)
     images = rng.normal(size=200) * 30  # some are told better than others, by all models
     directory.save_bounds(CONSENSUS, 0, images)
     directory.save_bounds(LINEAR, 0, images + 1)
@@ -148,3 +151,26 @@ def test_the_leaderboard_compares_image_by_image(tmp_path: Path) -> None:
     said = markdown(directory, table)
     assert "**trial_1** leads" in said
     assert "trial_2 may be as good. It is better than the linear subspace" in said
+
+
+def test_of_two_objectives_the_leaderboard_marks_the_front(tmp_path: Path) -> None:
+    """What gains most, and what gains less in less time; not what another beats in both, nor what did not finish."""
+    trials = drawn("space: {model.zdim: {choice: [1, 2, 4, 8]}}\nsearch: grid", tmp_path)
+    directory = SweepDirectory(tmp_path / "sweep")
+    of_optuna = {"search": "optuna", "num_samples": 4, "scheduler": "none", "objectives": ["gain", "minutes"]}
+    sweep = read_sweep(str(tmp_path / "sweep.yaml")).model_copy(update=of_optuna)
+    directory.begin(sweep, "/particles.zarr", trials)
+    for name in (CONSENSUS, LINEAR):
+        directory.save_bounds(name, 0, np.zeros(2))
+    for trial, gained, minutes in zip(trials, (3.0, 2.0, 1.0, 0.5), (9.0, 2.0, 4.0, 1.0), strict=True):
+        directory.save_bounds(trial.name, 2, np.full(2, gained))
+        leave_position(directory.run(trial.name), minutes)
+        directory.end(trial.name, Outcome("failed" if trial is trials[3] else "finished"))
+    table = leaderboard(directory, trials)
+    assert dict(zip(table["trial"], table["on_front"], strict=True)) == {
+        "trial_1": True,
+        "trial_2": True,
+        "trial_3": False,
+        "trial_4": False,
+    }
+    assert "No other gains more in less time than trial_1, trial_2." in markdown(directory, table)
