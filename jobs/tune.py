@@ -61,7 +61,9 @@ def _tune(arguments: Arguments) -> None:
     trials = draw_trials(sweep, store.absolute_path, len(store))
     _check(trials, store)
     if arguments.dry_run:
-        _describe(trials, store)
+        from drgn_ray.distributed.probe import say_costs
+
+        say_costs(sweep, trials, store, arguments.gpus_per_trial)
         return
 
     from drgn_ray.training.sweep_directory import SweepDirectory
@@ -84,22 +86,6 @@ def _check(trials: Sequence[Trial], store: ParticleStore) -> None:
             raise ConfigError(f"{trial.name}, {error.source}", error.found, error.remedy) from error
     if not trials[0].config.data.val_fraction:
         raise ConfigError("data.val_fraction: 0", "trials are judged on held-out particles", "leave it out")
-
-
-def _describe(trials: Sequence[Trial], store: ParticleStore) -> None:
-    from drgn_ray.training.loop import model_for, particle_order
-
-    order = particle_order(trials[0].config, store)
-    images, held_out = order.num_rows(order.train_chunks()), order.num_rows(order.val_chunks())
-    logger.info(
-        "%d trials on %s particles of %d px, %s held out", len(trials), f"{images:,}", store.info.box_size, held_out
-    )
-    for trial in trials:
-        config = trial.config
-        weights = sum(parameter.numel() for parameter in model_for(config, store).parameters())
-        settings = "  ".join(f"{name} {value}" for name, value in trial.chosen.items())
-        takes = f"{weights / 1e6:.2f} M weights, {config.num_epochs} epochs" if weights else "fitted, not trained"
-        logger.info("%s  %s  (%s)", trial.name, settings, takes)
 
 
 def _search(

@@ -38,11 +38,11 @@ from drgn_ray.training.leaderboard import leaderboard, markdown, unended
 from drgn_ray.training.objective import held_out_bounds
 from drgn_ray.training.report import LogReporter, Metrics, Reporters
 from drgn_ray.training.sweep import Sweep, Trial
+from drgn_ray.training.sweep_cost import REDUCTION, rungs
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
 
 logger = logging.getLogger(__name__)
 GAIN, EPOCH = "held_out/gain", "epoch"
-REDUCTION = 3  # of trials at each rung a third goes on: after a ninth and a third of the epochs
 MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
 _BOOKKEEPING = ".ray_tune_"
 _QUIET = {
@@ -207,7 +207,7 @@ def _scheduler(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial],
         metric=GAIN,
         mode="max",
         max_t=longest,
-        grace_period=max(1, round(longest / REDUCTION**2)),
+        grace_period=rungs(longest)[0],
         reduction_factor=REDUCTION,
     )
     for trial in trials:
