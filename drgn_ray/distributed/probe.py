@@ -44,7 +44,7 @@ def say_costs(sweep: Sweep, trials: Sequence[Trial], store: ParticleStore, gpus_
     with connected():
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         slots = plan_slots(trials[0].config.resources.cpus_per_worker or 1, gpus_per_trial, nodes)
-        costs = _probe_all([trial.config for trial in trials], store, slots)
+        costs = _probe_all(trials, store, slots)
     for trial in trials:
         settings = "  ".join(f"{name} {value}" for name, value in trial.chosen.items())
         logger.info("%s  %s  (%s)", trial.name, settings, _takes(trial.config, store, costs.get(_kind(trial.config))))
@@ -59,11 +59,11 @@ def _kind(config: RunConfig) -> str:
     return f"{config.model.model_dump(exclude=NO_COST)} {steps}"
 
 
-def _probe_all(configs: Sequence[RunConfig], store: ParticleStore, slots: Slots) -> dict[str, Cost]:
+def _probe_all(trials: Sequence[Trial], store: ParticleStore, slots: Slots) -> dict[str, Cost]:
     """Probe each kind of network in a fresh process, as many at a time as trials would run."""
-    kinds = {_kind(config): config for config in configs if not config.model.is_fitted}
+    kinds = {_kind(trial.config): trial for trial in trials if not trial.config.model.is_fitted}
     task = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_calls=1, max_retries=0)(_probe)
-    waiting = {task.remote(config, store.path): kind for kind, config in kinds.items()}
+    waiting = {task.remote(trial.config, store.absolute_path): kind for kind, trial in kinds.items()}
     costs = {}
     with Progress(f"probing {NUM_STEPS} steps", len(kinds), "kinds of trials") as progress:
         while waiting:
@@ -72,7 +72,8 @@ def _probe_all(configs: Sequence[RunConfig], store: ParticleStore, slots: Slots)
             try:
                 costs[kind] = ray.get(done)
             except RayError as error:
-                logger.warning("a probe failed: %s", str(error).strip().splitlines()[-1])
+                said = str(error).strip().splitlines() or ["its process ended"]
+                logger.warning("%s  its probe failed: %s", kinds[kind].name, said[-1])
             progress.update(1)
     return costs
 
@@ -108,7 +109,7 @@ def _say_sum(
     if sweep.scheduler == "asha" and longest > 1:
         expected = together((seconds * expected_epochs(epochs, longest) for seconds, epochs in of_epoch), slots.count)
         after = " and ".join(map(str, rungs(longest)))
-        logger.info("where a third goes on after %s epochs, as ASHA has it: about %s", after, format_duration(expected))
+        logger.info("where a third goes on after epoch %s, as ASHA has it: about %s", after, format_duration(expected))
     logger.info("counted are training, and validating and judging of held-out particles; not: %s", NOT_COUNTED)
 
 

@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from torch import Tensor
 
+from drgn_ray.analysis.sweep_figures import write_figures
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.cluster import connected
 from drgn_ray.distributed.linear import train_linear
@@ -376,6 +377,8 @@ def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedR
         partial.write_text(content)
         partial.replace(directory.path / name)
     parent.note(text)
+    for file in (directory.path / "leaderboard.csv", *write_figures(directory, trials, table)):
+        parent.artifacts(file)
     ended, gains = len(table) - len(unended(table)), table["gain"].dropna().tolist()
     if gains:
         parent.metrics({"sweep/best_gain": max(gains), "sweep/trials_ended": ended}, ended)

@@ -48,7 +48,7 @@ class Distribution(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Distribution:
-        if len(self.model_fields_set) != 1:
+        if sum(value is not None for _, value in self) != 1:
             raise ValueError(f"pass one of {', '.join(type(self).model_fields)}")
         low, high = self.uniform or self.loguniform or self.integer or (0, 1)
         if not low < high:

@@ -67,6 +67,11 @@ class SweepDirectory:
         _write(self.file, json.dumps({"sweep": settings, "trials": drawn}, indent=1))
         return list(trials)
 
+    def sweep(self) -> Sweep:
+        """Read what is searched."""
+        settings = json.loads(self.file.read_text())["sweep"]
+        return Sweep.model_validate({name: value for name, value in settings.items() if name != "particles"})
+
     def end(self, trial: str, outcome: Outcome) -> None:
         """Keep how a trial ended; it is not run again."""
         _write(self.path / "outcomes" / f"{trial}.json", json.dumps(outcome._asdict()))
