@@ -18,7 +18,6 @@ import tyro
 from jobs.cli import exit_with, parse, run_command
 
 if TYPE_CHECKING:
-    from drgn_ray.particles.store import ParticleStore
     from drgn_ray.tracking.run import TrackedRun
     from drgn_ray.training.sweep import Sweep, Trial
     from drgn_ray.training.sweep_directory import SweepDirectory
@@ -61,7 +60,9 @@ def _tune(arguments: Arguments) -> None:
     store = ParticleStore(arguments.particles)
     trials = first_trials(sweep, store)
     if arguments.dry_run:
-        _describe(trials, store)
+        from drgn_ray.distributed.probe import say_costs
+
+        say_costs(sweep, trials, store, arguments.gpus_per_trial)
         if sweep.num_trials > len(trials):
             logger.info("then %d more, which Optuna chooses as trials end", sweep.num_trials - len(trials))
         return
@@ -73,22 +74,6 @@ def _tune(arguments: Arguments) -> None:
     with job_frame(arguments.output) as frame:
         trials = directory.begin(sweep, store.absolute_path, trials)
         _search(directory, sweep, trials, arguments.gpus_per_trial, frame)
-
-
-def _describe(trials: Sequence[Trial], store: ParticleStore) -> None:
-    from drgn_ray.training.loop import model_for, particle_order
-
-    order = particle_order(trials[0].config, store)
-    images, held_out = order.num_rows(order.train_chunks()), order.num_rows(order.val_chunks())
-    logger.info(
-        "%d trials on %s particles of %d px, %s held out", len(trials), f"{images:,}", store.info.box_size, held_out
-    )
-    for trial in trials:
-        config = trial.config
-        weights = sum(parameter.numel() for parameter in model_for(config, store).parameters())
-        settings = "  ".join(f"{name} {value}" for name, value in trial.chosen.items())
-        takes = f"{weights / 1e6:.2f} M weights, {config.num_epochs} epochs" if weights else "fitted, not trained"
-        logger.info("%s  %s  (%s)", trial.name, settings, takes)
 
 
 def _search(

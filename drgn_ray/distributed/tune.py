@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from torch import Tensor
 
+from drgn_ray.analysis.sweep_figures import write_figures
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.cluster import connected
 from drgn_ray.distributed.linear import train_linear
@@ -39,11 +40,11 @@ from drgn_ray.training.leaderboard import leaderboard, markdown, unended
 from drgn_ray.training.objective import held_out_bounds
 from drgn_ray.training.report import LogReporter, Metrics, Reporters
 from drgn_ray.training.sweep import Sweep, Trial
+from drgn_ray.training.sweep_cost import REDUCTION, rungs
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
 
 logger = logging.getLogger(__name__)
 GAIN, EPOCH = "held_out/gain", "epoch"
-REDUCTION = 3  # of trials at each rung a third goes on: after a ninth and a third of the epochs
 MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
 SERVER_PATIENCE = 900  # seconds for which a trial that begins waits for MLflow
 _BOOKKEEPING = ".ray_tune_"
@@ -199,7 +200,7 @@ def _scheduler(directory: SweepDirectory, sweep: Sweep, longest: int) -> TrialSc
         metric=GAIN,
         mode="max",
         max_t=longest,
-        grace_period=max(1, round(longest / REDUCTION**2)),
+        grace_period=rungs(longest)[0],
         reduction_factor=REDUCTION,
     )
     for trial in directory.trials():
@@ -366,6 +367,8 @@ def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedR
         partial.write_text(content)
         partial.replace(directory.path / name)
     parent.note(text)
+    for file in (directory.path / "leaderboard.csv", *write_figures(directory, trials, table)):
+        parent.artifacts(file)
     ended, gains = len(table) - len(unended(table)), table["gain"].dropna().tolist()
     if gains:
         parent.metrics({"sweep/best_gain": max(gains), "sweep/trials_ended": ended}, ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -57,7 +58,12 @@ def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     words = ["tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o", str(tmp_path / "sweeps" / "a")]
     assert main([*words, "--dry-run"]) == 0
-    assert "trial_4  model.zdim 2  training.lr 1000000000.0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for chosen in ("1  model.zdim 1  training.lr 0.003", "4  model.zdim 2  training.lr 1000000000.0"):
+        assert re.search(rf"trial_{chosen}  \(0.0\d M weights, 2 epochs, \d+ s in full, [0-3]\.\d GB\)", said)
+    assert len(re.findall("s in full, ", said)) == 4
+    assert "2 of 2 kinds of trials" in said  # other learning rates cost the same
+    assert re.search(r"2 at a time, each with CPUs: 1, GPUs: 0; all in full: \d+ s\n", said)
     assert not (tmp_path / "sweeps").exists()
 
     assert main(words) == 0
