@@ -159,7 +159,7 @@ def draw_trials(sweep: Sweep, particles: str, num_particles: int) -> list[Trial]
     for path in sweep.base:
         _refuse_in_base(path, sweep.base[path])
     held_out = min(max(MOST_IMAGES / num_particles, LEAST_HELD_OUT), LARGEST_HELD_OUT)
-    base = {"resources.num_workers": 0, "data.val_fraction": held_out} | sweep.base
+    base = {"resources.num_workers": 0, "resources.cpus_per_worker": 1, "data.val_fraction": held_out} | sweep.base
     points = _points(sweep)
     width = len(str(len(points)))
     trials = []
@@ -217,12 +217,8 @@ def _refuse_unsearchable(name: str, distribution: Distribution) -> None:
 
 def _refuse_in_base(path: str, value: Any) -> None:
     _refuse_unknown(path)
-    if path == "resources.num_workers" and value != 0:
-        raise ConfigError(
-            f"{path}: {value}",
-            "every trial trains in one process, on one GPU or a share of it",
-            "leave it out; trials run beside each other",
-        )
+    if path == "resources.cpus_per_worker" and value is None:
+        raise ConfigError(f"{path}: null", "as many trials run as fit beside each other", "pass a number")
 
 
 def _refuse_unknown(path: str) -> None:
