@@ -71,7 +71,7 @@ def _tune(arguments: Arguments) -> None:
     from jobs.frame import job_frame
 
     directory = SweepDirectory(arguments.output)
-    with job_frame(arguments.output) as frame:
+    with job_frame(arguments.output) as frame, directory.alone():
         trials = directory.begin(sweep, store.absolute_path, trials)
         _search(directory, sweep, trials, arguments.gpus_per_trial, frame)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -52,6 +52,15 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def resource_picture() -> str:
+    """Say what the cluster has, and what of it is free."""
+    return f"the cluster has {_counts(ray.cluster_resources())}, of which are free {_counts(ray.available_resources())}"
+
+
+def _counts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
 
 
 def user_error_in(error: BaseException) -> UserError | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
+from drgn_ray.distributed.cluster import resource_picture
 
 logger = logging.getLogger(__name__)
 SILENCE_SECONDS = 120.0
@@ -42,14 +42,5 @@ def _follow(file: Path, stop: threading.Event, poll_seconds: float) -> None:
                 return
             if time.monotonic() - last > SILENCE_SECONDS:
                 last = time.monotonic()
-                logger.warning(
-                    "nothing from the workers for %.0f s; the cluster has %s, of which are free %s",
-                    SILENCE_SECONDS,
-                    _counts(ray.cluster_resources()),
-                    _counts(ray.available_resources()),
-                )
+                logger.warning("nothing from the workers for %.0f s; %s", SILENCE_SECONDS, resource_picture())
             stop.wait(poll_seconds)
-
-
-def _counts(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))

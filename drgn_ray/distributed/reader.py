@@ -7,7 +7,9 @@ count is private to Ray, so every row also carries its slice, and the worker che
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import ray
@@ -18,11 +20,15 @@ from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 from torch import Tensor
 
+from drgn_ray.distributed.cluster import resource_picture
+from drgn_ray.errors import ResourceError
 from drgn_ray.particles.loader import Rows, read_block, rebatch
 from drgn_ray.particles.order import Block, ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 
+T = TypeVar("T")
 SLICE_COLUMN = "slice"
+WAIT_SECONDS = 300.0  # for a block, whose reading takes one
 _COLUMN_BYTES = 128  # a row without its image, roughly
 
 
@@ -95,8 +101,28 @@ def stream_batches(shard: DataIterator, slice_index: int, batch_size: int) -> It
 def _blocks(shard: DataIterator, slice_index: int) -> Iterator[Rows]:
     """Blocks as Ray read them: it cuts batches at several times the cost."""
     whole = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)  # type: ignore[arg-type]
-    for block in whole:
+    for block in in_time(iter(whole), WAIT_SECONDS):
         rows = {str(name): np.array(values) for name, values in block.items()}  # Ray's are read-only
         slices = rows.pop(SLICE_COLUMN)
         assert (slices == slice_index).all(), f"Ray Data gave slice {np.unique(slices)} instead of {slice_index}"
         yield rows
+
+
+def in_time(blocks: Iterator[T], seconds: float) -> Iterator[T]:
+    """Pass blocks on; Ray Data waits for a free CPU for ever, and without a word.
+
+    Raises
+    ------
+    ResourceError
+        The next one did not come within so many seconds.
+    """
+    reading = ThreadPoolExecutor(1)
+    try:
+        while (block := reading.submit(next, blocks, None).result(seconds)) is not None:
+            yield block
+    except TimeoutError as error:
+        found = f"no particles came in {seconds:g} s; {resource_picture()}"
+        remedy = "give the same command again when a CPU is free for reading, or pass fewer workers"
+        raise ResourceError("Ray Data", found, remedy) from error
+    finally:
+        reading.shutdown(wait=False)

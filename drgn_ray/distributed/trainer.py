@@ -6,9 +6,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -18,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from drgn_ray import config as settings
-from drgn_ray.distributed.cluster import connected, user_error_in
+from drgn_ray.distributed.cluster import connected, resource_picture, user_error_in
 from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError
@@ -57,11 +58,10 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     if use_gpu and gpus < num_workers:
         raise ResourceError(f"--num-workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}")
     spare = [max(int(node.get("CPU", 0)) - 1, 0) for node in nodes]
-    slots = [int(node.get("GPU", 0)) if use_gpu else cpus for node, cpus in zip(nodes, spare, strict=True)]
     cpus = resources.cpus_per_worker
     if cpus is None:
-        cpus = next(c for c in range(max([*spare, 1]), 0, -1) if c == 1 or _fitting(spare, slots, c) >= num_workers)
-    fitting = _fitting(spare, slots, cpus)
+        cpus = next(c for c in range(max([*spare, 1]), 0, -1) if c == 1 or workers_that_fit(c, nodes) >= num_workers)
+    fitting = workers_that_fit(cpus, nodes)
     if fitting < num_workers:
         total = sum(int(node.get("CPU", 0)) for node in nodes)
         raise ResourceError(
@@ -73,17 +73,25 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     return Resources(num_workers, cpus, use_gpu)
 
 
-def _fitting(spare: list[int], slots: list[int], cpus: int) -> int:
-    return sum(min(free // cpus, slot) for free, slot in zip(spare, slots, strict=True))
+def workers_that_fit(cpus: int, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Count the workers of so many CPUs, and a GPU where there are any, that fit beside a CPU a machine for reading."""
+    use_gpu = any(node.get("GPU", 0) for node in nodes)
+    by_cpu = [max(int(node.get("CPU", 0)) - 1, 0) // cpus for node in nodes]
+    return sum(
+        min(most, int(node.get("GPU", 0))) if use_gpu else most for most, node in zip(by_cpu, nodes, strict=True)
+    )
+
+
+def own_cpus(resources: settings.ResourcesConfig) -> int:
+    """CPUs of a Ray of our own on this machine: those it has, or what workers need and one for reading besides."""
+    return max(os.cpu_count() or 1, resources.num_workers * (resources.cpus_per_worker or 1) + 1)
 
 
 def train_on_ray(
     config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
 ) -> None:
     """Train what is left of a run with as many workers as its settings say, see `drgn_ray.distributed.train`."""
-    # Workers and read tasks of a machine of our own: one CPU for reading besides what the workers need.
-    own_cpus = max(os.cpu_count() or 1, config.resources.num_workers * (config.resources.cpus_per_worker or 1) + 1)
-    with connected(num_cpus=own_cpus):
+    with connected(num_cpus=own_cpus(config.resources)):
         resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         logger.info(
             "workers: %d, each with CPUs: %d%s",
@@ -107,11 +115,10 @@ def _fit(
         return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
 
     per_worker = {"CPU": resources.cpus} | ({"GPU": 1} if resources.use_gpu else {})
-    for left_over in run.path.glob(f"{_BOOKKEEPING}*"):  # of a driver that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    drop_bookkeeping(run)
     # Ray Train wants a folder that all machines see, though checkpoints are ours.
     with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _train_worker,
             train_loop_config={
                 "config": config.model_dump(),
@@ -133,11 +140,37 @@ def _fit(
             with following(run.log_file):
                 diverged = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
-            raise user_error_in(error) or error from None
+            raise user_error_in(error) or _unplaced(error, resources) or error from None
         except SystemExit:  # what Ray Train makes of Ctrl-C
             raise KeyboardInterrupt from None
     if diverged is not None:
         raise diverged
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray's actor that removes placement groups of dead processes: see `drgn_ray.distributed.groups`."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def drop_bookkeeping(run: RunDirectory) -> None:
+    """Delete what Ray Train left in a run whose process was killed."""
+    for left_over in run.path.glob(f"{_BOOKKEEPING}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> ResourceError | None:
+    """Say what there is, if the workers found no place in as many attempts, each of a minute, as Ray Train makes."""
+    failure = getattr(error, "controller_failure", None)
+    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
+        return None
+    return ResourceError(
+        f"{resources.num_workers} workers of {resources.cpus} CPUs{' and a GPU' if resources.use_gpu else ''} each",
+        f"no place came free in {MAX_FAILURES + 1} attempts; {resource_picture()}",
+        "give the same command again when there is room, or pass fewer workers",
+    )
 
 
 def _train_worker(loop: Mapping[str, object]) -> Diverged | None:

@@ -1,8 +1,8 @@
 """Ray Tune over the trials of a sweep: each one process and one run directory, stopped early by ASHA.
 
 Trials hold their own state (checkpoints, bounds, outcome), so going on needs nothing of Tune's: what trials told before
-is told to the scheduler, and those that have not ended are submitted again.  A trial is a single actor, so that there
-is no placement group within another, which Ray 2.60 can leak (`resources.num_workers` is 0).
+is told to the scheduler, and those that have not ended are submitted again.  A trial is a single actor
+(`resources.num_workers` is 0), or one that reserves nothing and trains on Ray Train (`drgn_ray.distributed.groups`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import ray
@@ -23,10 +26,12 @@ from torch import Tensor
 
 from drgn_ray.analysis.sweep_figures import write_figures
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
+from drgn_ray.distributed import groups
 from drgn_ray.distributed.cluster import connected
 from drgn_ray.distributed.linear import train_linear
 from drgn_ray.distributed.searcher import Names
 from drgn_ray.distributed.train import train
+from drgn_ray.distributed.trainer import drop_bookkeeping, own_cpus
 from drgn_ray.errors import ResourceError, UserError
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
@@ -39,6 +44,7 @@ from drgn_ray.training.embed import trained_model
 from drgn_ray.training.leaderboard import leaderboard, markdown, unended
 from drgn_ray.training.objective import held_out_bounds
 from drgn_ray.training.report import LogReporter, Metrics, Reporters
+from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep import Sweep, Trial
 from drgn_ray.training.sweep_cost import REDUCTION, rungs
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
@@ -48,6 +54,7 @@ GAIN, EPOCH = "held_out/gain", "epoch"
 MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
 SERVER_PATIENCE = 900  # seconds for which a trial that begins waits for MLflow
 _BOOKKEEPING = ".ray_tune_"
+_NEXT_TO_NOTHING = {"memory": 1.0}  # bytes: Tune wants something, and a share of a CPU would cost a reader the whole
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # which write every result three times
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends us, and not what Tune happens to do
@@ -56,23 +63,31 @@ _QUIET = {
 
 
 class Slots(NamedTuple):
-    """What each trial reserves, and how many fit on the machines."""
+    """What the actor of each trial reserves (nothing, where workers do), and how many fit on the machines."""
 
     cpus: int
     gpus: float
     count: int
 
 
-def plan_slots(cpus: int, gpus: float | None, nodes: Sequence[Mapping[str, float]]) -> Slots:
+def plan_slots(cpus: int, gpus: float | None, nodes: Sequence[Mapping[str, float]], num_workers: int = 0) -> Slots:
     """Fit trials on machines.
 
     Parameters
     ----------
-    cpus, gpus
-        Of a trial; None: one GPU where there are any.
+    cpus
+        Of a trial, or of each of its workers.
+    gpus
+        Of a trial in one process; None: one GPU where there are any.
     nodes
         Resources of every machine that is alive ("CPU", "GPU").
+    num_workers
+        Of a trial; 0: one process.
     """
+    if num_workers:
+        if gpus is not None:
+            raise ResourceError(f"--gpus-per-trial {gpus:g}", "each worker of a trial takes a GPU", "leave it out")
+        return Slots(0, 0.0, groups.at_once(num_workers, cpus, nodes))
     gpus = float(any(node.get("GPU", 0) for node in nodes)) if gpus is None else gpus
     if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
         raise ResourceError(f"--gpus-per-trial {gpus:g}", "it is a share of a GPU, or a count", "pass 0.5 or 1, say")
@@ -107,16 +122,18 @@ def run_sweep(directory: SweepDirectory, sweep: Sweep, parent: TrackedRun, gpus_
         logger.info("all %d trials have ended already", len(trials))
         return
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
-    with connected():
-        cpus = trials[0].config.resources.cpus_per_worker or 1
-        slots = plan_slots(cpus, gpus_per_trial, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    resources = trials[0].config.resources
+    with connected(num_cpus=own_cpus(resources) if resources.num_workers else None):
+        cpus, nodes = resources.cpus_per_worker or 1, [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        slots = plan_slots(cpus, gpus_per_trial, nodes, resources.num_workers)
         _fit_reference(directory, trials[0].config)
         logger.info(
-            "%d of %d trials to train, %d at a time, each with CPUs: %d%s",
+            "%d of %d trials to train, %d at a time, each with %sCPUs: %d%s",
             names.num_left,
             sweep.num_trials,
             min(slots.count, names.num_left),
-            slots.cpus,
+            f"workers: {resources.num_workers}, each with " if resources.num_workers else "",
+            cpus,
             f", GPUs: {slots.gpus:g}" if slots.gpus else "",
         )
         try:
@@ -133,16 +150,17 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
         shutil.rmtree(left_over, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that loggers would write
     work = tune.with_parameters(_train_trial, directory=directory, longest=longest)
+    reserved: dict[str, float] = {"cpu": slots.cpus, "gpu": slots.gpus} if slots.cpus else _NEXT_TO_NOTHING
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)  # else trials start one after the other
     with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=directory.path) as bookkeeping:
         tuner = tune.Tuner(
-            tune.with_resources(work, {"cpu": slots.cpus, "gpu": slots.gpus}),
+            tune.with_resources(work, reserved),
             tune_config=tune.TuneConfig(
                 search_alg=names,
                 num_samples=names.num_left,
                 scheduler=_scheduler(directory, sweep, longest),
                 max_concurrent_trials=slots.count,
-                reuse_actors=True,  # starting a process takes seconds
+                reuse_actors=bool(slots.cpus),  # starting a process takes seconds; but a group ends only with its own
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -153,6 +171,9 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
             ),
         )
         tuner.fit()
+        groups.await_end()
+    for run in directory.runs():
+        drop_bookkeeping(run)
 
 
 class _Named(NamedTuple):
@@ -251,7 +272,7 @@ def _device() -> torch.device:
 
 
 def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longest: int) -> None:
-    """Train what is left of a trial in this process; a user's mistake (a loss that diverges) ends only this one."""
+    """Train what is left of a trial, here or by its workers; a user's mistake (a loss that diverges) ends only it."""
     trial = directory.trial(chosen["trial"])
     if directory.outcome(trial.name) is not None:  # Tune tries again whatever fails in its callbacks
         return
@@ -260,25 +281,41 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
     torch.set_num_threads(config.resources.cpus_per_worker or 1)
     if not run.config_file.exists():  # the sweep's directory has checked the rest
         run.begin(config)
-    tracked = open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE)
-    tracked.begin()
-    store = ParticleStore(config.particles)
-    judge = _Judge(directory, trial, longest, tracked, store)
+    open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE).begin()
+    has_workers = config.resources.num_workers > 0
+    judge = _Judge(directory, trial, longest, None if has_workers else tune.report)
+    groups.remove_abandoned()  # of this trial, if its process was killed
     try:
-        judge.catch_up()
-        train(config, run, lambda: Reporters([make_reporter(run, config.num_epochs), judge]))
+        with groups.telling(partial(_results, directory, trial, longest)) if has_workers else nullcontext():
+            train(config, run, partial(_listeners, run, config.num_epochs, judge))
+            judge.catch_up()
+    except ResourceError:  # no fault of the trial's, which is tried again
+        raise
     except UserError as error:
         directory.end(trial.name, Outcome("failed", str(error)))
 
 
+def _listeners(run: RunDirectory, num_epochs: int, judge: _Judge) -> Reporters:
+    return Reporters([make_reporter(run, num_epochs), judge])
+
+
 class _Judge:
-    """Judges a trial's model after every epoch, and tells Tune, which may then stop it."""
+    """Judges a trial's model after every epoch, in the process that trains it or the first of its workers."""
 
     def __init__(
-        self, directory: SweepDirectory, trial: Trial, longest: int, tracked: TrackedRun, store: ParticleStore
+        self, directory: SweepDirectory, trial: Trial, longest: int, tell: Callable[[dict[str, float]], None] | None
     ) -> None:
-        self.directory, self.trial, self.longest, self.tracked, self.store = directory, trial, longest, tracked, store
-        self.reference = _reference(directory, trial.config, store)
+        self.directory, self.trial, self.longest, self.tell = directory, trial, longest, tell
+
+    @cached_property
+    def store(self) -> ParticleStore:
+        """Particles, opened where they are read."""
+        return ParticleStore(self.trial.config.particles)
+
+    @cached_property
+    def reference(self) -> LinearSubspace:
+        """Subspace that all trials are judged with."""
+        return _reference(self.directory, self.trial.config, self.store)
 
     def catch_up(self) -> None:
         """Judge the newest checkpoint, if an interruption came before that."""
@@ -290,6 +327,8 @@ class _Judge:
 
     def begin(self, position: Position) -> None:
         """See `Reporter.begin`."""
+        del position
+        self.catch_up()
 
     def interval(self, step: int, metrics: Metrics) -> None:
         """See `Reporter.interval`."""
@@ -302,11 +341,14 @@ class _Judge:
         model.train(was_training)
 
     def _judge(self, model: Model, epoch: int, step: int) -> None:
-        bounds = held_out_bounds(model, self.reference, self.trial.config, self.store)
+        device = next(chain(model.parameters(), model.buffers())).device  # a subspace is fitted on the CPU
+        bounds = held_out_bounds(model, self.reference.to(device), self.trial.config, self.store)
         self.directory.save_bounds(self.trial.name, epoch, bounds)
         result = _results(self.directory, self.trial, self.longest)[-1]
-        self.tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, step)
-        tune.report(result)
+        tracked = TrackedRun(self.directory.run(self.trial.name))
+        tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, step)
+        if self.tell is not None:
+            self.tell(result)
 
 
 class _Follower(tune.Callback):
@@ -314,6 +356,10 @@ class _Follower(tune.Callback):
 
     def __init__(self, directory: SweepDirectory, parent: TrackedRun) -> None:
         self.directory, self.parent = directory, parent
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Free what trials that were stopped or killed held, which takes their processes a moment."""
+        groups.remove_abandoned()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any

@@ -211,7 +211,7 @@ def trial_at(sweep: Sweep, particles: str, num_particles: int, number: int, chos
         Its settings do not go together.
     """
     held_out = min(max(MOST_IMAGES / num_particles, LEAST_HELD_OUT), LARGEST_HELD_OUT)
-    base = {"resources.num_workers": 0, "data.val_fraction": held_out} | sweep.base
+    base = {"resources.num_workers": 0, "resources.cpus_per_worker": 1, "data.val_fraction": held_out} | sweep.base
     name = f"trial_{number:0{len(str(sweep.num_trials))}d}"
     return Trial(name, chosen, _config(name, particles, base, sweep.space, chosen))
 
@@ -264,12 +264,8 @@ def _refuse_unsearchable(name: str, distribution: Distribution) -> None:
 
 def _refuse_in_base(path: str, value: Any) -> None:
     _refuse_unknown(path)
-    if path == "resources.num_workers" and value != 0:
-        raise ConfigError(
-            f"{path}: {value}",
-            "every trial trains in one process, on one GPU or a share of it",
-            "leave it out; trials run beside each other",
-        )
+    if path == "resources.cpus_per_worker" and value is None:
+        raise ConfigError(f"{path}: null", "as many trials run as fit beside each other", "pass a number")
 
 
 def _refuse_unknown(path: str) -> None:

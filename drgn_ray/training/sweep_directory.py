@@ -7,8 +7,11 @@ that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/`` 
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,8 @@ from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep import Sweep, Trial
 
+logger = logging.getLogger(__name__)
+_LOCK = ".lock"
 CONSENSUS, LINEAR = "consensus", "linear"  # whose bounds are there beside those of trials
 
 
@@ -44,6 +49,37 @@ class SweepDirectory:
         """Name the run directory of a trial."""
         return RunDirectory(self.path / "trials" / trial)
 
+    def runs(self) -> list[RunDirectory]:
+        """List the run directories that trials have by now."""
+        return [RunDirectory(path) for path in sorted((self.path / "trials").glob("*"))]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only driver of the sweep; its death, of whatever kind, lets the next one in.
+
+        Raises
+        ------
+        RunError
+            Another is at work here, or something that is not a sweep is here.
+        """
+        self._refuse_others()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("a") as file:  # never deleted: who waits for a deleted file waits for another
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                remedy = "wait until that has ended, or pass another -o"
+                raise RunError(str(self.path), "another `drgn-ray tune` is at work here", remedy) from error
+            except OSError as error:  # some parallel file systems are mounted without
+                logger.warning("%s: files cannot be locked here (%s); start no second sweep in it", self.path, error)
+            yield
+
+    def _refuse_others(self) -> None:
+        if self.file.exists() or not self.path.exists():
+            return
+        if any(path.name != _LOCK for path in self.path.iterdir()):
+            raise RunError(str(self.path), "this directory holds something that is not a sweep", "pass another -o")
+
     def begin(self, sweep: Sweep, particles: str, trials: Sequence[Trial]) -> list[Trial]:
         """Claim the directory and return its trials: those given, or of the same sweep that is there already."""
         settings = {"particles": particles, **sweep.model_dump(mode="json")}
@@ -57,8 +93,7 @@ class SweepDirectory:
                     "pass another -o, or the sweep it was begun with to go on",
                 )
             return self.trials()
-        if self.path.exists() and any(self.path.iterdir()):
-            raise RunError(str(self.path), "this directory holds something that is not a sweep", "pass another -o")
+        self._refuse_others()
         self.path.mkdir(parents=True, exist_ok=True)
         self._save(settings, trials)
         return list(trials)

@@ -123,7 +123,33 @@ def test_as_many_trials_run_as_fit(
     assert plan_slots(cpus, gpus, nodes) == slots
 
 
+@pytest.mark.parametrize(
+    ("num_workers", "cpus", "nodes", "count"),
+    [
+        (2, 1, [{"CPU": 3}], 1),
+        (2, 1, [{"CPU": 5}], 1),  # two groups would leave one CPU to the readers of both
+        (2, 1, [{"CPU": 6}], 2),
+        (2, 2, [{"CPU": 5}, {"CPU": 5}], 2),
+        (3, 3, [{"CPU": 4}, {"CPU": 4}, {"CPU": 4}], 1),  # over machines
+        (1, 1, [{"CPU": 9, "GPU": 8}], 4),
+        (2, 4, [{"CPU": 0}, {"CPU": 32, "GPU": 4}, {"CPU": 32, "GPU": 4}], 4),
+    ],
+)
+def test_groups_of_workers_leave_each_a_cpu_to_read(
+    num_workers: int, cpus: int, nodes: list[dict[str, float]], count: int
+) -> None:
+    assert plan_slots(cpus, None, nodes, num_workers) == (0, 0.0, count)
+    total = sum(node["CPU"] for node in nodes)
+    assert total - count * num_workers * cpus >= max(count, sum(node["CPU"] > 0 for node in nodes))
+
+
 def test_a_trial_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ResourceError, match="a trial of 4 workers: with 1 CPUs each and one CPU a machine left"):
+        plan_slots(1, None, [{"CPU": 4}], num_workers=4)
+    with pytest.raises(ResourceError, match="2 workers: with 1 CPUs and a GPU each .* on 1 machines with 8 CPUs and 1"):
+        plan_slots(1, None, [{"CPU": 8, "GPU": 1}], num_workers=2)
+    with pytest.raises(ResourceError, match="--gpus-per-trial 0.5: each worker of a trial takes a GPU; leave it out"):
+        plan_slots(1, 0.5, [{"CPU": 8, "GPU": 2}], num_workers=2)
     with pytest.raises(ResourceError, match="a trial of 8 CPUs and 0 GPUs: no machine has as much"):
         plan_slots(8, None, [{"CPU": 4}, {"CPU": 4}])
     with pytest.raises(ResourceError, match="it is a share of a GPU, or a count"):

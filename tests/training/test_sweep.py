@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from drgn_ray.errors import ConfigError
+from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.training.leaderboard import leaderboard, markdown
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep import READY_MADE, Trial, draw_trials, read_sweep
@@ -98,9 +100,10 @@ def test_samples_of_choices_are_drawn_without_repetition(tmp_path: Path) -> None
         ("space: {}", "space = {}"),
         ("spaces: {}", "spaces"),
         ("space: [", "it cannot be read as YAML"),
-        ("space: {model.zdim: {choice: [1]}}\nbase: {resources.num_workers: 2}", "every trial trains in one process"),
         ("space: {model.zdim: {choice: [1]}}\nobjectives: [minutes]", "pass [gain], or [gain, minutes]"),
         ("space: {model.zdim: {choice: [1]}}\nobjectives: [gain, minutes]", "pass search: optuna"),
+        ("space: {model.zdim: {choice: [1]}}\nbase: {resources.num_workers: -1}", "resources.num_workers = -1"),
+        ("space: {model.zdim: {choice: [1]}}\nbase: {resources.cpus_per_worker: null}", "null: as many trials run as"),
     ],
 )
 def test_a_mistake_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
@@ -112,6 +115,36 @@ def test_a_mistake_is_one_sentence(text: str, said: str, tmp_path: Path) -> None
 def test_a_sweep_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(ConfigError, match="pass a file, or architecture, latent-dimension, paper, quick"):
         read_sweep("fast")
+
+
+def test_trials_may_have_workers_of_one_cpu_if_nothing_else_is_said(tmp_path: Path) -> None:
+    space = "space: {model.zdim: {choice: [1]}}\nsearch: grid"
+    assert drawn(space, tmp_path)[0].config.resources.num_workers == 0
+    resources = drawn(f"{space}\nbase: {{resources.num_workers: 2}}", tmp_path)[0].config.resources
+    assert (resources.num_workers, resources.cpus_per_worker) == (2, 1)
+
+
+def test_one_driver_at_a_time_works_on_a_sweep_and_its_death_lets_the_next_one_in(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path / "sweep")
+    code = (
+        "import sys, time; from drgn_ray.training.sweep_directory import SweepDirectory\n"
+        "with SweepDirectory(sys.argv[1]).alone(): print('in', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(directory.path)], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"in\n"
+        with pytest.raises(RunError, match="another `drgn-ray tune` is at work here; wait until that has ended"):
+            directory.alone().__enter__()
+        first.kill()
+    with directory.alone():
+        directory.begin(read_sweep("quick"), "/particles.zarr", [])
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something that is not a sweep"):
+        SweepDirectory(tmp_path).alone().__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_sweep_goes_on_with_the_trials_it_began_with_and_no_others(tmp_path: Path) -> None:
