@@ -56,3 +56,13 @@ def served(tracked: TrackedRun, link: str, runs_folder: Path) -> str:
 def train_run(run: RunDirectory, config: RunConfig) -> None:
     """Train what is left of a run."""
     train(config, run, partial(make_reporter, run, config.num_epochs))
+
+
+def train_and_finish(run: RunDirectory, config: RunConfig, frame: Frame, *, analysis: bool) -> None:
+    """Train what is left of a run that has begun, and analyse it."""
+    with tracked_run(run, config, frame) as tracked:
+        train_run(run, config)
+        if analysis:
+            from jobs.finish import finish_run
+
+            frame.result(*finish_run(run, tracked))

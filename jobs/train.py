@@ -101,7 +101,7 @@ def _train(arguments: Arguments) -> None:
     from drgn_ray.distributed.train import check  # heavy imports come after the mistakes found without them
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import tracked_run, train_run
+    from jobs.pipeline import train_and_finish
 
     check(config, store)
     if arguments.half_sets:
@@ -110,12 +110,7 @@ def _train(arguments: Arguments) -> None:
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)
-        with tracked_run(run, config, frame) as tracked:
-            train_run(run, config)
-            if not arguments.no_analysis:
-                from jobs.finish import finish_run
-
-                frame.result(*finish_run(run, tracked))
+        train_and_finish(run, config, frame, analysis=not arguments.no_analysis)
 
 
 def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore) -> None:

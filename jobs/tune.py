@@ -8,7 +8,7 @@ drgn-ray tune particles.zarr quick -o sweeps/a --dry-run
 
 from __future__ import annotations
 
-import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -19,11 +19,11 @@ from jobs.cli import exit_with, parse, run_command
 
 if TYPE_CHECKING:
     from drgn_ray.tracking.run import TrackedRun
+    from drgn_ray.training.run_directory import RunDirectory
     from drgn_ray.training.sweep import Sweep, Trial
     from drgn_ray.training.sweep_directory import SweepDirectory
     from jobs.frame import Frame
 
-logger = logging.getLogger("jobs.tune")  # also where this is the main module
 MOST_COMPARED = 5  # best trials that are set side by side
 
 
@@ -40,7 +40,11 @@ class Arguments:
     gpus_per_trial: float | None = None
     """GPUs of a trial, 0.5 for two trials on a GPU; None: one, where there are GPUs."""
     dry_run: bool = False
-    """Print the trials and what they would take, and start nothing."""
+    """Print the trials and the time and memory that they would take, of which 20 steps of each kind tell."""
+    promote: bool = False
+    """Then train the winner in full, with no more particles held out than `train` does, in OUTPUT/promoted."""
+    no_analysis: bool = False
+    """Leave out latents, volumes and explorer of the winner."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,32 +77,44 @@ def _tune(arguments: Arguments) -> None:
     directory = SweepDirectory(arguments.output)
     with job_frame(arguments.output) as frame, directory.alone():
         trials = directory.begin(sweep, store.absolute_path, trials)
-        _search(directory, sweep, trials, arguments.gpus_per_trial, frame)
+        _search(directory, sweep, trials, arguments, frame)
 
 
 def _search(
-    directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], gpus_per_trial: float | None, frame: Frame
+    directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], arguments: Arguments, frame: Frame
 ) -> None:
     from drgn_ray.distributed.tune import publish, run_sweep
     from drgn_ray.tracking.run import open_sweep
+    from drgn_ray.tracking.summary import sweep_note
     from drgn_ray.training.leaderboard import leaderboard, markdown
     from jobs.frame import submitted_job
     from jobs.pipeline import end_told, served
+    from jobs.winner import promote, show_winner
 
     job = submitted_job()
     tracked = open_sweep(directory.tracked, trials[0].config.particles, {"drgn_ray.job": job} if job else {})
     frame.link(served(tracked, tracked.link, directory.path.parent))
     tracked.begin()
     with end_told(tracked):
-        run_sweep(directory, sweep, tracked, gpus_per_trial)
+        run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
         trials = directory.trials()
         publish(directory, trials, tracked)
-        frame.result(*markdown(directory, leaderboard(directory, trials)).splitlines())
-        _name_winner(directory, trials, tracked, frame)
+        board = markdown(directory, leaderboard(directory, trials))
+        frame.result(*board.splitlines())
+        winner = _name_winner(directory, trials, tracked, frame)
+        if not arguments.no_analysis:
+            frame.result(*show_winner(winner, tracked))
+            tracked.note(sweep_note(tracked, board))
+    if arguments.promote:
+        promote(directory, winner, tracked, frame, analysis=not arguments.no_analysis)
+        tracked.note(sweep_note(tracked, board))
+        return
+    words = ["drgn-ray", "tune", arguments.particles, arguments.sweep, "-o", arguments.output, "--promote"]
+    frame.result(f"next    {shlex.join(words)}     # trains the winner in full")
 
 
-def _name_winner(directory: SweepDirectory, trials: Sequence[Trial], tracked: TrackedRun, frame: Frame) -> None:
-    """Tag the winner; its page, those of the next set beside it, and what to type for its latents and volumes."""
+def _name_winner(directory: SweepDirectory, trials: Sequence[Trial], tracked: TrackedRun, frame: Frame) -> RunDirectory:
+    """Tag the winner; say where it is, and which page sets those of the next beside its."""
     from drgn_ray.errors import RunError
     from drgn_ray.tracking.run import TrackedRun, side_by_side
     from drgn_ray.training.leaderboard import leaderboard, unended
@@ -117,7 +133,8 @@ def _name_winner(directory: SweepDirectory, trials: Sequence[Trial], tracked: Tr
     charts = side_by_side(best)
     if charts is not None:
         frame.result(f"charts  {served(tracked, charts, directory.path.parent)}")
-    frame.result(f"winner  {best[0].path}", f"next    drgn-ray analyze {best[0].path}")
+    frame.result(f"winner  {best[0].path}")
+    return best[0]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ SHADES = [[0.0, "#d0d0d0"], [0.5, "#6baed6"], [0.8, "#08519c"], [1.0, "#c00020"]
 
 def write_figures(directory: SweepDirectory, trials: Sequence[Trial], table: pd.DataFrame) -> list[Path]:
     """Draw what a sweep found so far into its directory; nothing, before a trial has a score."""
-    if table["gain"].isna().all():
+    if not table["gain"].notna().to_numpy().any():
         return []
     (consensus,) = directory.bounds(CONSENSUS).values()
     gains = {
@@ -55,16 +55,16 @@ def parallel_coordinates(table: pd.DataFrame, trials: Sequence[Trial], space: Ma
         What was searched.
     """
     scored = table[table["gain"].notna()][::-1]  # the best are drawn last, over the others
+    gains: list[float] = scored["gain"].tolist()
     chosen = {trial.name: trial.chosen for trial in trials}
     values = {name: [chosen[trial][name] for trial in scored["trial"]] for name in space}
     axes = [_axis(name, values[name], space[name]) for name in space if len(set(map(str, values[name]))) > 1]
     of_trial = {"label": "trial", "values": [*range(len(scored))], "tickvals": [*range(len(scored))]}
     if len(scored) <= MOST_NAMES:
         axes.insert(0, of_trial | {"ticktext": scored["trial"].tolist()})
-    axes.append({"label": "gain", "values": scored["gain"]})
-    best, worst = float(scored["gain"].max()), float(scored["gain"].min())
-    # What is far below takes no colours from the others.
-    line = {"color": scored["gain"], "colorscale": SHADES, "cmin": max(worst, -abs(best)), "cmax": best}
+    axes.append({"label": "gain", "values": gains})
+    lowest = max(min(gains), -abs(max(gains)))  # what is far below takes no colours from the others
+    line = {"color": gains, "colorscale": SHADES, "cmin": lowest, "cmax": max(gains)}
     figure = go.Figure(go.Parcoords(line=line, dimensions=axes, labelfont={"size": 14}, tickfont={"size": 12}))
     without = f" ({len(table) - len(scored)} others have no gain yet)" if len(scored) < len(table) else ""
     title = (
@@ -110,7 +110,7 @@ def gain_figure(gains: Mapping[str, Mapping[int, Gain]], linear: Gain) -> Figure
     axes = figure.subplots()
     begun = [(name, of_trial) for name, of_trial in gains.items() if of_trial]
     for place, (name, of_trial) in enumerate(begun):
-        style = {"color": f"C{place}", "label": name} if place < NUM_NAMED else {"color": "silver"}
+        style: dict[str, Any] = {"color": f"C{place}", "label": name} if place < NUM_NAMED else {"color": "silver"}
         means, errors = ([getattr(each, part) for each in of_trial.values()] for part in ("mean", "error"))
         axes.errorbar([*of_trial], means, errors, marker="o", markersize=3, linewidth=1.3, zorder=-place, **style)
     axes.axhline(linear.mean, color="black", linestyle="--", linewidth=1, label="linear subspace")

@@ -38,6 +38,7 @@ from drgn_ray.models.model import Model
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
+from drgn_ray.tracking.summary import sweep_note
 from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
 from drgn_ray.training.compare import gain
 from drgn_ray.training.embed import trained_model
@@ -412,7 +413,7 @@ def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedR
         partial = directory.path / f".{name}.partial"
         partial.write_text(content)
         partial.replace(directory.path / name)
-    parent.note(text)
+    parent.note(sweep_note(parent, text))
     for file in (directory.path / "leaderboard.csv", *write_figures(directory, trials, table)):
         parent.artifacts(file)
     ended, gains = len(table) - len(unended(table)), table["gain"].dropna().tolist()

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
 # MLflow itself would try for minutes while training waits; what it misses is told later (`Outbox`).
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# Of a sweep: the run whose analysis is among its artifacts, the explorer there, and the run that was promoted.
+SHOWN, EXPLORER, PROMOTED = "drgn_ray.winner_shown", "drgn_ray.explorer", "drgn_ray.promoted"
 
 
 class TrackedRun:
@@ -194,6 +196,25 @@ def open_sweep(folder: RunDirectory, particles: str, tags: Mapping[str, str]) ->
         experiment_id = _experiment_of(particles, uri, folder.path.parent)
         name = f"tune {folder.path.name}"
         return _create_run(folder, uri, experiment_id, name, {_DIRECTORY: str(folder.path), **tags})
+
+
+def open_promoted(
+    run: RunDirectory, config: RunConfig, sweep: TrackedRun, name: str, tags: Mapping[str, str]
+) -> TrackedRun:
+    """Create the MLflow run of a sweep's winner that is trained in full, beside the sweep's; or find the one it has.
+
+    Each names the other in a tag.
+
+    Raises
+    ------
+    ResourceError
+        The tracking server does not answer.
+    """
+    tags = {_DIRECTORY: str(run.path), "drgn_ray.promoted_from": sweep.run_id, **tags}
+    with _answering(sweep.uri):
+        promoted = _found(run) or _create_run(run, sweep.uri, sweep.experiment_id, name, tags, _params(config))
+    sweep.set_tag(PROMOTED, promoted.run_id)
+    return promoted
 
 
 def _found(run: RunDirectory) -> TrackedRun | None:

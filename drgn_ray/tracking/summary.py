@@ -11,8 +11,11 @@ from jaxtyping import Int
 from drgn_ray.analysis.analyze import Analysis
 from drgn_ray.analysis.consensus import Correlation, resolutions
 from drgn_ray.analysis.support import Support
+from drgn_ray.analysis.sweep_figures import CURVES, PARALLEL
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.progress import format_duration
+from drgn_ray.tracking.location import run_link
+from drgn_ray.tracking.run import EXPLORER, PROMOTED, TrackedRun
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.compare import Comparison
 from drgn_ray.training.run_directory import RunDirectory
@@ -132,6 +135,20 @@ def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, a
 
     drgn-ray train {run.config().particles} -o {run.path.parent}/vae --zdim 8
 """
+
+
+def sweep_note(sweep: TrackedRun, board: str) -> str:
+    """Markdown of a sweep: where to look, and its leaderboard."""
+    links = [
+        f"[settings against gain]({sweep.link_to(PARALLEL)})",
+        f"[gain after every epoch]({sweep.link_to(CURVES)})",
+        f"[the leaderboard as a table]({sweep.link_to('leaderboard.csv')})",
+    ]
+    if explorer := sweep.tag(EXPLORER):
+        links.append(f"[the winner's explorer]({sweep.link_to(explorer)})")
+    if promoted := sweep.tag(PROMOTED):
+        links.append(f"[the winner, trained in full]({run_link(sweep.uri, sweep.experiment_id, promoted)})")
+    return f"**Look** at {', '.join(links)}.\n\n{board}"
 
 
 def _compared(comparison: Comparison) -> tuple[tuple[str, str], ...]:

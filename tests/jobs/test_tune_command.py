@@ -12,8 +12,14 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from drgn_ray.config import DataConfig
 from drgn_ray.distributed.tune import plan_slots
 from drgn_ray.errors import ResourceError
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.tracking.run import TrackedRun
+from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.loop import particle_order
+from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep_directory import SweepDirectory
 from jobs.cli import main
 
@@ -84,6 +90,7 @@ def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
     out = capsys.readouterr().out
     assert f"winner  {directory.run(winner).path}" in out
     assert "/#/compare-runs?" in out
+    assert f"next    drgn-ray tune {store_path} {tmp_path / 'sweep.yaml'} -o {directory.path} --promote" in out
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'sweeps' / 'mlflow.db'}")
     runs = {
@@ -99,12 +106,29 @@ def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
     assert "| trial | state |" in parent.data.tags["mlflow.note.content"]
     assert [name for name, run in runs.items() if run.data.tags["drgn_ray.winner"] == "true"] == [winner]
     assert len(client.get_metric_history(runs[winner].info.run_id, "held_out/gain")) == 2
+    shown = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert shown >= {"leaderboard.csv", "parallel_coordinates.html", "gain.png", "winner"}
+    of_winner = {file.path for file in client.list_artifacts(parent.info.run_id, "winner")}
+    assert of_winner == {"winner/explorer.html", "winner/kmeans20"}
+    assert "winner/explorer.html" in parent.data.tags["mlflow.note.content"]
 
     (directory.path / "outcomes" / f"{winner}.json").unlink()  # as of a driver that was killed at its last moment
     before = directory.run(winner).log_file.read_text()
-    assert main(words) == 0
+    assert main([*words, "--promote", "--no-analysis"]) == 0
     assert directory.run(winner).log_file.read_text() == before  # nothing was trained again
     assert pd.read_csv(directory.path / "leaderboard.csv").set_index("trial")["gain"].equals(table["gain"])
+
+    of_winner, promoted = directory.run(winner).config(), RunDirectory(directory.path / "promoted")
+    assert promoted.config().model == of_winner.model
+    assert promoted.config().training == of_winner.training
+    order = particle_order(promoted.config(), ParticleStore(store_path))
+    assert order.val_fraction == DataConfig().val_fraction
+    assert load_position(promoted.checkpoints).images_seen == 2 * order.num_rows(order.train_chunks())
+    run, sweep = (client.get_run(TrackedRun(each).run_id) for each in (promoted, directory.tracked))
+    assert run.info.status == sweep.info.status == "FINISHED"
+    assert run.data.tags["drgn_ray.promoted_from"] == sweep.info.run_id
+    assert sweep.data.tags["drgn_ray.promoted"] == run.info.run_id
+    assert run.info.experiment_id == sweep.info.experiment_id
 
 
 @pytest.mark.parametrize(
