@@ -408,8 +408,8 @@ class _Follower(tune.Callback):
 def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun) -> None:
     """Write the leaderboard, and show it on the page of the sweep."""
     table = leaderboard(directory, trials)
-    text = markdown(directory, table)
-    for name, content in {"leaderboard.csv": table.to_csv(index=False), "leaderboard.md": text}.items():
+    text, listed = markdown(directory, table), table.to_csv(index=False, float_format="%.6g")
+    for name, content in {"leaderboard.csv": listed, "leaderboard.md": text}.items():
         partial = directory.path / f".{name}.partial"
         partial.write_text(content)
         partial.replace(directory.path / name)
