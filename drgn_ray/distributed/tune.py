@@ -40,12 +40,14 @@ from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.tracking.summary import sweep_note
 from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
-from drgn_ray.training.compare import gain
+from drgn_ray.training.compare import gain, one_volume
 from drgn_ray.training.embed import trained_model
 from drgn_ray.training.leaderboard import leaderboard, markdown, unended
+from drgn_ray.training.loop import particle_order
 from drgn_ray.training.objective import held_out_bounds
 from drgn_ray.training.report import LogReporter, Metrics, Reporters
 from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.schedule import compared_radius
 from drgn_ray.training.sweep import Sweep, Trial
 from drgn_ray.training.sweep_cost import REDUCTION, rungs
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
@@ -256,9 +258,7 @@ def _fit_reference(directory: SweepDirectory, config: RunConfig) -> None:
         with run.log_to_file():
             train_linear(of_it, store, run, LogReporter(run, 1))
     linear = _reference(directory, config, store)
-    consensus = LinearSubspace(observe=linear.observe)
-    consensus.start_from(linear.subspace.leading(0), int(linear.radius))
-    directory.save_bounds(CONSENSUS, 0, held_out_bounds(consensus, linear, config, store))
+    directory.save_bounds(CONSENSUS, 0, held_out_bounds(one_volume(linear), linear, config, store))
     directory.save_bounds(LINEAR, 0, held_out_bounds(linear, linear, config, store))
 
 
@@ -343,7 +343,11 @@ class _Judge:
 
     def _judge(self, model: Model, epoch: int, step: int) -> None:
         device = next(chain(model.parameters(), model.buffers())).device  # a subspace is fitted on the CPU
-        bounds = held_out_bounds(model, self.reference.to(device), self.trial.config, self.store)
+        config = self.trial.config
+        order, box_size = particle_order(config, self.store), config.model.downsample or self.store.info.box_size
+        # Of the last step of the epoch that ended.
+        radius = compared_radius(config.training, step - 1, order.num_rows(order.train_chunks()), box_size)
+        bounds = held_out_bounds(model, self.reference.to(device), config, self.store, radius)
         self.directory.save_bounds(self.trial.name, epoch, bounds)
         result = _results(self.directory, self.trial, self.longest)[-1]
         tracked = TrackedRun(self.directory.run(self.trial.name))

@@ -76,15 +76,20 @@ def compare(model: Model, linear: LinearSubspace, batches: Callable[[], Iterable
     batches
         Gives held-out images, as often as it is called.
     """
-    consensus = LinearSubspace(observe=linear.observe)
-    consensus.start_from(linear.subspace.leading(0), int(linear.radius))
-    of_model, of_consensus = (evidence_bounds(each, linear, batches()) for each in (model, consensus))
+    of_model, of_consensus = (evidence_bounds(each, linear, batches()) for each in (model, one_volume(linear)))
     over_consensus = gain(of_model, of_consensus)
     if model is linear:
         return Comparison(len(of_model), linear.zdim > 0, over_consensus, over_consensus, None)
     of_linear = evidence_bounds(linear, linear, batches())
     over_linear = gain(of_model, of_linear)
     return Comparison(len(of_model), linear.zdim > 0, over_consensus, gain(of_linear, of_consensus), over_linear)
+
+
+def one_volume(linear: LinearSubspace) -> LinearSubspace:
+    """Make the model that has the mean of a subspace and no latents."""
+    consensus = LinearSubspace(observe=linear.observe)
+    consensus.start_from(linear.subspace.leading(0), int(linear.radius))
+    return consensus.to(linear.observer.k.device)
 
 
 @torch.inference_mode()

@@ -19,14 +19,16 @@ from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import stream_rows
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.compare import MOST_IMAGES, evidence_bounds
+from drgn_ray.training.compare import MOST_IMAGES, evidence_bounds, one_volume
 from drgn_ray.training.loop import particle_order
 
 
 def held_out_bounds(
-    model: Model, noise_of: LinearSubspace, config: RunConfig, store: ParticleStore
+    model: Model, noise_of: LinearSubspace, config: RunConfig, store: ParticleStore, radius: int | None = None
 ) -> Float64[np.ndarray, " n"]:
     """Evidence lower bound of each held-out image (of 2,000 at most), less that of noise alone; larger is better.
+
+    It can be compared with others of the same particles, whatever `radius` they have.
 
     Parameters
     ----------
@@ -34,6 +36,15 @@ def held_out_bounds(
         The subspace whose noise is taken, on the model's device.
     config
         Says which images are held out.
+    radius
+        Largest |k| that the model was trained at so far: beyond it the one volume for all is taken; None: all.
     """
     chunks = particle_order(config, store).val_chunks()[: max(MOST_IMAGES // store.chunk_size, 1)]
-    return evidence_bounds(model, noise_of, stream_rows(store, chunks, store.chunk_size))
+
+    def bounds(of: Model, within: int | None) -> Float64[np.ndarray, " n"]:
+        return evidence_bounds(of, noise_of, stream_rows(store, chunks, store.chunk_size), within)
+
+    if radius is None:
+        return bounds(model, None)
+    consensus = one_volume(noise_of)
+    return bounds(model, radius) + bounds(consensus, None) - bounds(consensus, radius)

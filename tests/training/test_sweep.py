@@ -100,6 +100,10 @@ def test_samples_of_choices_are_drawn_without_repetition(tmp_path: Path) -> None
         ("space: {}", "space = {}"),
         ("spaces: {}", "spaces"),
         ("space: [", "it cannot be read as YAML"),
+        (
+            "space: {training.coarse_share: {choice: [0, 0.5]}}\nfidelity: resolution",
+            "fidelity: resolution sets training.coarse_share",
+        ),
         ("space: {model.zdim: {choice: [1]}}\nobjectives: [minutes]", "pass [gain], or [gain, minutes]"),
         ("space: {model.zdim: {choice: [1]}}\nobjectives: [gain, minutes]", "pass search: optuna"),
         ("space: {model.zdim: {choice: [1]}}\nbase: {resources.num_workers: -1}", "resources.num_workers = -1"),
