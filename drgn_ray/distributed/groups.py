@@ -1,8 +1,8 @@
 """Trials of several workers: how many fit beside each other, how Tune hears of them, and what they leave behind.
 
-Ray (2.60) keeps a placement group until the whole job ends, though the process that made it is dead, as a trial's is
-when it is stopped; the next trials then wait for ever.  Ray Train has a cleaner, which asks the dashboard whether that
-process lives, and where there is none asks again for ever; and it does not know groups that wait to be placed.  Ray's
+Ray (2.60) keeps a placement group until the whole job ends, though the process that made it is dead, as that of every
+trial is in the end; the next trials then wait for ever.  Ray Train has a cleaner for it, which asks the dashboard
+whether that process lives, where there is none asks again for ever, and knows no groups that wait to be placed.  Ray's
 control store knows who made a group and whether it lives, with or without a dashboard, so that is what we ask.
 """
 
@@ -81,6 +81,8 @@ def _tell(results: Callable[[], Sequence[Mapping[str, float]]], stop: threading.
 
 
 class _Group(NamedTuple):
+    """A placement group, and whether its maker is dead."""
+
     placement_group: PlacementGroup
     is_abandoned: bool
 

@@ -162,7 +162,7 @@ def drop_bookkeeping(run: RunDirectory) -> None:
 
 
 def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> ResourceError | None:
-    """Say what there is, if the workers found no place in as many attempts, each of a minute, as Ray Train makes."""
+    """Say what is free, if the workers found no place: Ray Train tries four times for a minute each, and gives up."""
     failure = getattr(error, "controller_failure", None)
     if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
         return None

@@ -61,6 +61,7 @@ _NEXT_TO_NOTHING = {"memory": 1.0}  # bytes: Tune wants something, and a share o
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # which write every result three times
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends us, and not what Tune happens to do
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of what a line of ours says
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints tables however quiet it is told to be
 }
 
@@ -319,12 +320,12 @@ class _Judge:
         return _reference(self.directory, self.trial.config, self.store)
 
     def catch_up(self) -> None:
-        """Judge the newest checkpoint, if an interruption came before that."""
+        """Judge the newest checkpoint, and log what was judged, if an interruption came before that."""
         run = self.directory.run(self.trial.name)
         history = load_position(run.checkpoints).history
         if history and int(history[-1]["epoch"]) not in self.directory.bounds(self.trial.name):
-            model = trained_model(run, self.trial.config, self.store, _device())
-            self._judge(model, int(history[-1]["epoch"]), int(history[-1]["step"]))
+            self._judge(trained_model(run, self.trial.config, self.store, _device()), int(history[-1]["epoch"]))
+        self._log()
 
     def begin(self, position: Position) -> None:
         """See `Reporter.begin`."""
@@ -338,10 +339,10 @@ class _Judge:
         """See `Reporter.epoch`."""
         del z
         was_training = model.training
-        self._judge(model.eval(), int(metrics[EPOCH]), step)
+        self._judge(model.eval(), int(metrics[EPOCH]))
         model.train(was_training)
 
-    def _judge(self, model: Model, epoch: int, step: int) -> None:
+    def _judge(self, model: Model, epoch: int) -> None:
         device = next(chain(model.parameters(), model.buffers())).device  # a subspace is fitted on the CPU
         config = self.trial.config
         order, box_size = particle_order(config, self.store), config.model.downsample or self.store.info.box_size
@@ -349,11 +350,20 @@ class _Judge:
         radius = compared_radius(config.training, step - 1, order.num_rows(order.train_chunks()), box_size)
         bounds = held_out_bounds(model, self.reference.to(device), config, self.store, radius)
         self.directory.save_bounds(self.trial.name, epoch, bounds)
-        result = _results(self.directory, self.trial, self.longest)[-1]
-        tracked = TrackedRun(self.directory.run(self.trial.name))
-        tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, step)
+        self._log()
         if self.tell is not None:
-            self.tell(result)
+            self.tell(_results(self.directory, self.trial, self.longest)[-1])
+
+    def _log(self) -> None:
+        """Tell MLflow what it has not heard yet: this process may have been another, or the server away."""
+        run = self.directory.run(self.trial.name)
+        tracked, history = TrackedRun(run), load_position(run.checkpoints).history
+        last = tracked.last_step(GAIN)
+        steps = {int(line["epoch"]): line["step"] for line in history if last is not None and line["step"] > last}
+        results = _results(self.directory, self.trial, self.longest)
+        for epoch, result in zip(self.directory.bounds(self.trial.name), results, strict=True):
+            if epoch in steps:
+                tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, steps[epoch])
 
 
 class _Follower(tune.Callback):
@@ -401,12 +411,20 @@ class _Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say why a trial's process ended; the next call tries it again."""
         name = trial.config["trial"]
-        error = str(trial.get_error()).strip().splitlines() or ["its process ended"]
-        logger.warning("%s  failed, and goes on when the same command is given again: %s", name, error[-1])
+        error = _last_line(trial)
+        logger.warning("%s  failed, and goes on when the same command is given again: %s", name, error)
         if self.directory.run(name).mlflow_file.exists():
             tracked = TrackedRun(self.directory.run(name))
-            tracked.set_tag("drgn_ray.error", error[-1][:500])
+            tracked.set_tag("drgn_ray.error", error[:500])
             tracked.end("FAILED")
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Say that a trial's process ended, and another goes on with it."""
+        logger.warning("%s  goes on from its last checkpoint: %s", trial.config["trial"], _last_line(trial))
+
+
+def _last_line(trial: TuneTrial) -> str:
+    return (str(trial.get_error()).strip().splitlines() or ["its process ended"])[-1]
 
 
 def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun) -> None:

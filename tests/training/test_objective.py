@@ -20,6 +20,7 @@ def test_a_coarse_model_is_judged_with_the_one_volume_beyond_its_shells(store_pa
     linear = model_for(config.model_copy(update={"model": ModelConfig(model="linear")}), store)
     assert isinstance(linear, LinearSubspace)
     linear.volumes.normal_()
+    linear.contrast_variance.fill_(0.01)
     linear.noise[store.info.box_size // 4 :] *= 2
     consensus = one_volume(linear)
     everywhere, coarse = (held_out_bounds(consensus, linear, config, store, radius) for radius in (None, 4))
