@@ -24,6 +24,7 @@ from torch import Tensor
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.cluster import connected
 from drgn_ray.distributed.linear import train_linear
+from drgn_ray.distributed.population import Population, donated, go_on_from_donor
 from drgn_ray.distributed.searcher import Names
 from drgn_ray.distributed.train import train
 from drgn_ray.errors import ResourceError, UserError
@@ -131,7 +132,8 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
         shutil.rmtree(left_over, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that loggers would write
     work = tune.with_parameters(_train_trial, directory=directory, longest=longest)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)  # else trials start one after the other
+    at_once = names.num_left if sweep.scheduler == "pbt" else slots.count  # a population takes turns
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # else trials start one after the other
     with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=directory.path) as bookkeeping:
         tuner = tune.Tuner(
             tune.with_resources(work, {"cpu": slots.cpus, "gpu": slots.gpus}),
@@ -139,7 +141,7 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
                 search_alg=names,
                 num_samples=names.num_left,
                 scheduler=_scheduler(directory, sweep, longest),
-                max_concurrent_trials=slots.count,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,  # starting a process takes seconds
             ),
             run_config=tune.RunConfig(
@@ -193,6 +195,8 @@ def _named(trial: TuneTrial) -> Any:
 def _scheduler(directory: SweepDirectory, sweep: Sweep, longest: int) -> TrialScheduler:
     if sweep.scheduler == "none":
         return FIFOScheduler()
+    if sweep.scheduler == "pbt":
+        return Population(directory, sweep, EPOCH, GAIN)
     asha = _Asha(
         time_attr=EPOCH,
         metric=GAIN,
@@ -260,6 +264,7 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
         run.begin(config)
     tracked = open_run(run, config, parent=TrackedRun(directory.tracked))
     tracked.begin()
+    go_on_from_donor(directory, trial, tracked)
     store = ParticleStore(config.particles)
     judge = _Judge(directory, trial, longest, tracked, store)
     try:
@@ -304,7 +309,7 @@ class _Judge:
         self.directory.save_bounds(self.trial.name, epoch, bounds)
         result = _results(self.directory, self.trial, self.longest)[-1]
         self.tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, step)
-        tune.report(result)
+        tune.report(result, checkpoint=donated(self.directory, self.trial.name, epoch))
 
 
 class _Follower(tune.Callback):
