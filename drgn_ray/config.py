@@ -294,8 +294,10 @@ def read_config(path: Path) -> RunConfig:
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write all settings as YAML, in sections."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    """Write all settings as YAML, in sections; at once, for whoever reads them."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    partial.replace(path)
 
 
 def describe(error: PydanticError, *, as_flags: bool = False) -> str:

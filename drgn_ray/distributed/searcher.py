@@ -68,7 +68,7 @@ class Names(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Name the next trial, which the directory knows before it starts."""
         if self.waiting:
-            return {"trial": self.waiting.pop(0).name}
+            return self._named(self.waiting.pop(0))
         known = tried(self.directory)
         store = ParticleStore(self.directory.trials()[0].config.particles)
         try:
@@ -77,7 +77,10 @@ class Names(Searcher):
             logger.warning("the search ends after %d trials: %s", len(known), error)
             return self.FINISHED
         self.directory.add(trial)
-        return {"trial": trial.name}
+        return self._named(trial)
+
+    def _named(self, trial: Trial) -> dict[str, Any]:
+        return {"trial": trial.name, **(trial.chosen if self.sweep.scheduler == "pbt" else {})}  # which pbt changes
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """See `Searcher`; the directory knows already."""

@@ -29,6 +29,7 @@ from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunCon
 from drgn_ray.distributed import groups
 from drgn_ray.distributed.cluster import connected
 from drgn_ray.distributed.linear import train_linear
+from drgn_ray.distributed.population import Population, donated, go_on_from_donor
 from drgn_ray.distributed.searcher import Names
 from drgn_ray.distributed.train import train
 from drgn_ray.distributed.trainer import drop_bookkeeping, own_cpus
@@ -155,7 +156,8 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that loggers would write
     work = tune.with_parameters(_train_trial, directory=directory, longest=longest)
     reserved: dict[str, float] = {"cpu": slots.cpus, "gpu": slots.gpus} if slots.cpus else _NEXT_TO_NOTHING
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)  # else trials start one after the other
+    at_once = names.num_left if sweep.scheduler == "pbt" else slots.count  # a population takes turns
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # else trials start one after the other
     with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=directory.path) as bookkeeping:
         tuner = tune.Tuner(
             tune.with_resources(work, reserved),
@@ -163,7 +165,7 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
                 search_alg=names,
                 num_samples=names.num_left,
                 scheduler=_scheduler(directory, sweep, longest),
-                max_concurrent_trials=slots.count,
+                max_concurrent_trials=at_once,
                 reuse_actors=bool(slots.cpus),  # starting a process takes seconds; but a group ends only with its own
             ),
             run_config=tune.RunConfig(
@@ -220,6 +222,8 @@ def _named(trial: TuneTrial) -> Any:
 def _scheduler(directory: SweepDirectory, sweep: Sweep, longest: int) -> TrialScheduler:
     if sweep.scheduler == "none":
         return FIFOScheduler()
+    if sweep.scheduler == "pbt":
+        return Population(directory, sweep, EPOCH, GAIN)
     asha = _Asha(
         time_attr=EPOCH,
         metric=GAIN,
@@ -283,9 +287,11 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
     torch.set_num_threads(config.resources.cpus_per_worker or 1)
     if not run.config_file.exists():  # the sweep's directory has checked the rest
         run.begin(config)
-    open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE).begin()
+    tracked = open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE)
+    tracked.begin()
+    go_on_from_donor(directory, trial, tracked)
     has_workers = config.resources.num_workers > 0
-    judge = _Judge(directory, trial, longest, None if has_workers else tune.report)
+    judge = _Judge(directory, trial, longest, None if has_workers else partial(_tell, directory, trial))
     groups.remove_abandoned()  # of this trial, if its process was killed
     try:
         with groups.telling(partial(_results, directory, trial, longest)) if has_workers else nullcontext():
@@ -299,6 +305,10 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
 
 def _listeners(run: RunDirectory, num_epochs: int, judge: _Judge) -> Reporters:
     return Reporters([make_reporter(run, num_epochs), judge])
+
+
+def _tell(directory: SweepDirectory, trial: Trial, result: dict[str, float]) -> None:
+    tune.report(result, checkpoint=donated(directory, trial.name, int(result[EPOCH])))
 
 
 class _Judge:
@@ -346,8 +356,8 @@ class _Judge:
         device = next(chain(model.parameters(), model.buffers())).device  # a subspace is fitted on the CPU
         config = self.trial.config
         order, box_size = particle_order(config, self.store), config.model.downsample or self.store.info.box_size
-        # Of the last step of the epoch that ended.
-        radius = compared_radius(config.training, step - 1, order.num_rows(order.train_chunks()), box_size)
+        num_images = order.num_rows(order.train_chunks())
+        radius = compared_radius(config.training, epoch * num_images - 1, num_images, box_size)  # of its last step
         bounds = held_out_bounds(model, self.reference.to(device), config, self.store, radius)
         self.directory.save_bounds(self.trial.name, epoch, bounds)
         self._log()

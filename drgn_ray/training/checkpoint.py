@@ -67,12 +67,36 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
+def adopt_checkpoint(folder: Path, donated: Path) -> None:
+    """Put the checkpoint of another run of the same model in the place of all that are here."""
+    own = _finished(folder)
+    final = folder / f"{_PREFIX}{read_position(donated).next_slice:06d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(donated, partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in own:
+        if old != final:
+            shutil.rmtree(old)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Name the newest checkpoint, which there must be."""
+    return _finished(folder)[-1]
+
+
 def load_position(folder: Path) -> Position:
     """Read the newest checkpoint's position; the start if there is none."""
     checkpoints = _finished(folder)
     if not checkpoints:
         return Position()
-    return Position(**json.loads((checkpoints[-1] / "position.json").read_text()))
+    return read_position(checkpoints[-1])
+
+
+def read_position(checkpoint: Path) -> Position:
+    """Read the position of a checkpoint."""
+    return Position(**json.loads((checkpoint / "position.json").read_text()))
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

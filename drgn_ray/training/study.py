@@ -124,8 +124,7 @@ def _value(each: Distribution, param: Any) -> Any:
 def _param(each: Distribution, value: Any) -> Any:
     if each.choice is not None:
         return each.values.index(value)
-    ends = each.uniform or each.loguniform  # beyond which rounding may have brought it
-    return value if ends is None else min(max(value, ends[0]), ends[1])
+    return each.within(value)
 
 
 def _frozen(sweep: Sweep, space: Mapping[str, BaseDistribution], known: Tried) -> FrozenTrial:

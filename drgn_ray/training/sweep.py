@@ -10,6 +10,7 @@ space:                                    # settings as `drgn-ray train --config
 base: {training.num_epochs: 10}           # of all trials
 num_samples: 12
 search: random                            # or grid (no num_samples), or optuna: later trials learn from earlier ones
+scheduler: asha                           # or none; or pbt: trials go on from better ones' weights, with near settings
 objectives: [gain]                        # or [gain, minutes], of optuna: what gains more, and what is trained sooner
 
 Trials of random and grid are drawn before anything starts: what is impossible is refused, and what goes on is the same.
@@ -37,6 +38,7 @@ from drgn_ray.training.compare import MOST_IMAGES
 
 READY_MADE = Path(__file__).parent / "spaces"
 COARSE, COARSE_SHARE = "training.coarse_share", 1 / 3  # with fidelity: resolution
+CHANGEABLE = ("training.lr", "training.weight_decay", "model.beta")  # while a model is trained
 LARGEST_HELD_OUT, LEAST_HELD_OUT = 0.1, 0.01  # shares of the particles, if `base` does not say
 Range = tuple[float, float]
 PositiveRange = tuple[PositiveFloat, PositiveFloat]
@@ -67,6 +69,11 @@ class Distribution(Settings):
     def paths(self, name: str) -> set[str]:
         """Name the settings that it sets, where the space calls it by this name."""
         return {path for group in self.choice.values() for path in group} if isinstance(self.choice, dict) else {name}
+
+    def within(self, value: float) -> float:
+        """Bring a number into the range, which rounding may have left."""
+        low, high = self.uniform or self.loguniform or self.integer or (-math.inf, math.inf)
+        return min(max(value, low), high)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Draw a value."""
@@ -101,8 +108,9 @@ class Sweep(Settings):
     """What optuna looks for: a larger gain, or [gain, minutes]: the front of a larger gain and a shorter training."""
     num_samples: PositiveInt | None = None
     """How many trials; of a grid, which is whole, None."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha: stop trials early that are behind; none: let all of them finish."""
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    """asha: stop trials early that are behind; pbt: let them go on from the weights of better ones, with other
+    settings; none: let all of them finish."""
     fidelity: Literal["epochs", "resolution"] = "epochs"
     """What trials that are stopped early save: epochs; or resolution too: all compare images at half of the shells for
     the first third of their epochs, which costs a quarter."""
@@ -129,6 +137,16 @@ class Sweep(Settings):
                 "with objectives [gain, minutes] pass search: optuna, which knows what to do with two, and scheduler:"
                 " none, since asha stops what gains less, however quick it is"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _population(self) -> Sweep:
+        if self.scheduler == "pbt" and self.search == "optuna":
+            raise ValueError("scheduler: pbt changes the settings itself; pass search: random or grid")
+        if self.scheduler == "pbt" and self.num_trials < 2:
+            raise ValueError("a population of one has no other to go on from; pass scheduler: none, or more trials")
+        if self.scheduler == "pbt" and self.base.get("resources.num_workers"):
+            raise ValueError("scheduler: pbt is for trials of one process; leave out resources.num_workers")
         return self
 
     @model_validator(mode="after")
@@ -217,6 +235,8 @@ def check_names(sweep: Sweep) -> None:
     """Refuse settings that there are not, or that a sweep must leave alone."""
     for name in sweep.space:
         _refuse_unsearchable(name, sweep.space[name])
+        if sweep.scheduler == "pbt":
+            _refuse_unchangeable(name, sweep.space[name])
     for path in sweep.base:
         _refuse_in_base(path, sweep.base[path])
 
@@ -234,7 +254,13 @@ def trial_at(sweep: Sweep, particles: str, num_particles: int, number: int, chos
     if sweep.fidelity == "resolution":
         base[COARSE] = COARSE_SHARE
     name = f"trial_{number:0{len(str(sweep.num_trials))}d}"
-    return Trial(name, chosen, _config(name, particles, base, sweep.space, chosen))
+    settings = base | settings_of(sweep.space, chosen)
+    return Trial(name, chosen, _config(name, RunConfig(particles=particles), settings, chosen))
+
+
+def with_chosen(trial: Trial, sweep: Sweep, chosen: Mapping[str, Any]) -> Trial:
+    """Move a trial to another point of the space."""
+    return Trial(trial.name, chosen, _config(trial.name, trial.config, settings_of(sweep.space, chosen), chosen))
 
 
 def _points(sweep: Sweep) -> list[dict[str, Any]]:
@@ -257,11 +283,9 @@ def settings_of(space: Mapping[str, Distribution], chosen: Mapping[str, Any]) ->
     return settings
 
 
-def _config(
-    trial: str, particles: str, base: Mapping[str, Any], space: Mapping[str, Distribution], chosen: Mapping[str, Any]
-) -> RunConfig:
-    raw = copy.deepcopy(RunConfig(particles=particles).model_dump())
-    for path, value in {**base, **settings_of(space, chosen)}.items():
+def _config(trial: str, start: RunConfig, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> RunConfig:
+    raw = copy.deepcopy(start.model_dump())
+    for path, value in settings.items():
         section, _, name = path.partition(".")
         raw[section][name] = value
     try:
@@ -270,6 +294,16 @@ def _config(
         said = ", ".join(f"{name} {value}" for name, value in chosen.items())
         remedy = "mend the space; what goes together can be one choice of named groups"
         raise ConfigError(f"{trial} ({said})", describe(error), remedy) from error
+
+
+def _refuse_unchangeable(name: str, distribution: Distribution) -> None:
+    for path in sorted(distribution.paths(name)):
+        if path not in CHANGEABLE:
+            raise ConfigError(
+                path,
+                "scheduler: pbt hands weights from trial to trial, and with this setting they would be of other kinds",
+                f"search {', '.join(CHANGEABLE)}, or pass scheduler: asha",
+            )
 
 
 def _refuse_unsearchable(name: str, distribution: Distribution) -> None:

@@ -1,8 +1,9 @@
 """What the directory of a sweep holds, from which the same command goes on.
 
-``sweep.json`` (the trials, each written before it starts), ``reference/`` (the run directory of the linear subspace
-that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/`` (held-out bounds after every epoch),
-``outcomes/NAME.json`` (how it ended), ``leaderboard.csv``, ``leaderboard.md``, ``mlflow.json``.
+``sweep.json`` (the trials, each written before it starts, with the settings that it has now), ``reference/`` (the run
+directory of the linear subspace that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/``
+(held-out bounds after every epoch), ``outcomes/NAME.json`` (how it ended), ``leaderboard.csv``, ``leaderboard.md``,
+``mlflow.json``.
 """
 
 from __future__ import annotations
@@ -119,6 +120,11 @@ class SweepDirectory:
         """Add a trial, before it starts; only the driver may."""
         self._save(json.loads(self.file.read_text())["sweep"], [*self.trials(), trial])
 
+    def change(self, trial: Trial) -> None:
+        """Keep the new settings of a trial, before it goes on with them; only the driver may."""
+        settings = json.loads(self.file.read_text())["sweep"]
+        self._save(settings, [trial if each.name == trial.name else each for each in self.trials()])
+
     def _save(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
         listed = [asdict(trial) | {"config": trial.config.model_dump(mode="json")} for trial in trials]
         _write(self.file, json.dumps({"sweep": settings, "trials": listed}, indent=1))
@@ -144,6 +150,12 @@ class SweepDirectory:
         """Read the held-out bounds of a trial by epoch, in order."""
         files = sorted((self.path / "bounds" / name).glob("[0-9]*.npy"))
         return {int(file.stem): np.load(file, allow_pickle=False) for file in files}
+
+    def forget_bounds(self, name: str, epoch: int) -> None:
+        """Drop the held-out bounds of a trial from an epoch on."""
+        for file in (self.path / "bounds" / name).glob("[0-9]*.npy"):
+            if int(file.stem) >= epoch:
+                file.unlink()
 
 
 def _write(file: Path, text: str) -> None:

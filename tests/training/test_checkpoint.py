@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from drgn_ray.errors import RunError
-from drgn_ray.training.checkpoint import Position, load_position, load_state, load_weights, save_checkpoint
+from drgn_ray.training.checkpoint import (
+    Position,
+    adopt_checkpoint,
+    load_position,
+    load_state,
+    load_weights,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
 def network(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -55,6 +63,24 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for next_slice in range(1, 5):
         save_checkpoint(tmp_path, Position(next_slice), model, optimizer, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slice_000003", "slice_000004"]
+
+
+@pytest.mark.parametrize("theirs", [1, 2, 3])
+def test_a_run_that_adopts_a_checkpoint_goes_on_as_the_one_that_gave_it(theirs: int, tmp_path: Path) -> None:
+    """Whether it is from before, from as far as the run's own is, or from later."""
+    model, optimizer = network(0)
+    take_steps(model, optimizer, 3, seed=1)
+    save_checkpoint(tmp_path / "donor", Position(theirs), model, optimizer, keep=2)
+    take_steps(model, optimizer, 3, seed=2)
+
+    own, its_optimizer = network(99)
+    for next_slice in (1, 2):
+        save_checkpoint(tmp_path / "run", Position(next_slice), own, its_optimizer, keep=2)
+    adopt_checkpoint(tmp_path / "run", newest_checkpoint(tmp_path / "donor"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [f"slice_{theirs:06d}"]
+    load_state(tmp_path / "run", own, its_optimizer)
+    take_steps(own, its_optimizer, 3, seed=2)
+    assert all(map(torch.equal, model.parameters(), own.parameters()))
 
 
 def test_position_and_history_come_back(tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def test_samples_of_choices_are_drawn_without_repetition(tmp_path: Path) -> None
             "space: {training.coarse_share: {choice: [0, 0.5]}}\nfidelity: resolution",
             "fidelity: resolution sets training.coarse_share",
         ),
+        (
+            "space: {model.zdim: {choice: [1, 2]}}\nscheduler: pbt",
+            "model.zdim: scheduler: pbt hands weights from trial",
+        ),
+        ("space: {training.lr: {choice: [1.0e-3]}}\nscheduler: pbt", "a population of one"),
         ("space: {model.zdim: {choice: [1]}}\nobjectives: [minutes]", "pass [gain], or [gain, minutes]"),
         ("space: {model.zdim: {choice: [1]}}\nobjectives: [gain, minutes]", "pass search: optuna"),
         ("space: {model.zdim: {choice: [1]}}\nbase: {resources.num_workers: -1}", "resources.num_workers = -1"),
