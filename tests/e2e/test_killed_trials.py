@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -112,6 +113,7 @@ def check_that_nothing_is_held_and_no_epoch_lost(directory: SweepDirectory, num_
     assert sorted(str(child.info.run_name) for child in children) == [path.path.name for path in directory.runs()]
 
 
+@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes four minutes; DRGN_RAY_LONG=1 runs it")
 def test_trials_of_two_workers_end_though_trials_are_stopped_and_killed(
     store_path: Path, tmp_path: Path, six_cpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
