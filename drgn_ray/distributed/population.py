@@ -63,6 +63,15 @@ class Population(PopulationBasedTraining):
             return self.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)
 
+    def _checkpoint_or_exploit(
+        self, trial: TuneTrial, tune_controller: Any, upper_quantile: list[TuneTrial], lower_quantile: list[TuneTrial]
+    ) -> None:
+        """Let any of the best be a donor: Ray keeps checkpoints of those alone that were so when they told theirs."""
+        for best in upper_quantile:
+            state = self._trial_state[best]
+            state.last_checkpoint = state.last_checkpoint or best.checkpoint
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
+
     def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict, dict]:
         """Choose settings near the donor's, for a trial that keeps its name."""
         name, theirs = trial.config["trial"], {key: trial_to_clone.config[key] for key in self.sweep.space}

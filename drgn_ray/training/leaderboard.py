@@ -76,7 +76,7 @@ def markdown(directory: SweepDirectory, table: pd.DataFrame) -> str:
 
 def verdict(directory: SweepDirectory, table: pd.DataFrame) -> str:
     """Say in words which trial leads, which may be as good, and whether it beats the linear subspace."""
-    said = f"{len(table) - len(unended(table))} of {len(table)} trials ended."
+    said = f"{len(table) - len(unended(table))} of {directory.sweep().num_trials} trials ended."
     scored = table[table["gain"].notna()]
     if scored.empty:
         return said

@@ -22,10 +22,10 @@ base:
   model.dec_dim: 16
   model.dec_layers: 1
   model.pe_dim: 4
-  training.num_epochs: 5
+  training.num_epochs: 3
   training.warmup_epochs: 0
   training.precision: fp32
-  resources.keep_checkpoints: 5
+  resources.keep_checkpoints: 3
   resources.cpus_per_worker: 2
 search: grid
 scheduler: pbt
@@ -48,7 +48,7 @@ def test_a_trial_that_is_behind_goes_on_from_the_weights_of_a_better_one(
     }
     donor, epoch = runs["trial_3"].tags["drgn_ray.exploited"].split(" after epoch ")
     assert donor in ("trial_1", "trial_2")
-    assert load_position(directory.run("trial_3").checkpoints).history[-1]["epoch"] == 5
+    assert load_position(directory.run("trial_3").checkpoints).history[-1]["epoch"] == 3
     bounds = {name: directory.bounds(name) for name in ("trial_3", donor)}
     assert np.array_equal(bounds["trial_3"][int(epoch)], bounds[donor][int(epoch)])  # the same weights
     for trial in directory.trials():
