@@ -101,13 +101,13 @@ def compare_into(
     from jobs.pipeline import end_told, served
 
     directories, job = [run.directory for run in runs], submitted_job()
-    runs_folder, there = directories[0].path.parent, RunDirectory(output)
+    there = RunDirectory(output)
     before = TrackedRun(there) if there.mlflow_file.exists() else None
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
         staged = RunDirectory(Path(place, "made"))
         staged.path.mkdir()
         tracked = open_comparison(staged, output, directories, {"drgn_ray.job": job} if job else {})
-        frame.link(served(tracked, tracked.link, runs_folder))
+        frame.link(served(tracked, tracked.link))
         charts = side_by_side(directories)
         with end_told(tracked):
             decode = partial(decode_runs, Path(place), num_workers)
@@ -123,7 +123,7 @@ def compare_into(
     if before is not None:
         before.replaced_by(tracked)
     if charts is not None:
-        frame.result(f"charts  {served(tracked, charts, runs_folder)}")
+        frame.result(f"charts  {served(tracked, charts)}")
     said = [verdict(found, pair) for pair in found.latents]
     frame.result(f"latents of {particles_of(found)} were compared", *said, f"note    {output / NOTE}")
 

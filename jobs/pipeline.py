@@ -44,13 +44,14 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
     """Open the run's place in MLflow and print its link; its status stays as it is."""
     job = submitted_job()
     tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
-    frame.link(served(tracked, tracked.link, run.path.parent))
+    frame.link(served(tracked, tracked.link))
     return tracked
 
 
-def served(tracked: TrackedRun, link: str, runs_folder: Path) -> str:
+def served(tracked: TrackedRun, link: str) -> str:
     """Say with a link which command serves it, where runs are tracked in a file."""
-    return f"{link} (once `drgn-ray ui {runs_folder}` runs)" if tracked.is_local else link
+    folder = Path(tracked.uri.removeprefix("sqlite:///")).parent
+    return f"{link} (once `drgn-ray ui {folder}` runs)" if tracked.is_local else link
 
 
 def train_run(run: RunDirectory, config: RunConfig) -> None:

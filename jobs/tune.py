@@ -93,7 +93,7 @@ def _search(
 
     job = submitted_job()
     tracked = open_sweep(directory.tracked, trials[0].config.particles, {"drgn_ray.job": job} if job else {})
-    frame.link(served(tracked, tracked.link, directory.path.parent))
+    frame.link(served(tracked, tracked.link))
     tracked.begin()
     with end_told(tracked):
         run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
@@ -132,7 +132,7 @@ def _name_winner(directory: SweepDirectory, trials: Sequence[Trial], tracked: Tr
     tracked.set_tag("drgn_ray.winner", winner.run_id)
     charts = side_by_side(best)
     if charts is not None:
-        frame.result(f"charts  {served(tracked, charts, directory.path.parent)}")
+        frame.result(f"charts  {served(tracked, charts)}")
     frame.result(f"winner  {best[0].path}")
     return best[0]
 

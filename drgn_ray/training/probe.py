@@ -26,6 +26,8 @@ from drgn_ray.training.step import Step
 
 NUM_STEPS, WARM_UP = 20, 3  # the first are slower: memory is asked for, particles are read
 LEAST_STEPS, MOST_SECONDS = 3, 20.0  # of slow ones
+# What a trial's process holds besides: MLflow's client, measured, and volumes that are compared after every epoch.
+TRACKING, VOLUMES = 200_000_000, 8
 
 
 class Cost(NamedTuple):
@@ -36,7 +38,7 @@ class Cost(NamedTuple):
     train, judge
         Seconds an image: of training, and of validating and judging those that are held out.
     memory
-        Bytes that the process took at most, libraries included.
+        Bytes that the process of a trial takes at most, libraries included.
     gpu_memory, gpu_size
         Bytes of tensors on the GPU at most, and bytes that it has; 0 without one.
     """
@@ -70,13 +72,15 @@ def probe(config: RunConfig, store: ParticleStore) -> Cost:
     if coarse:
         train += coarse * _seconds_an_image(step, stream_slice(store, order, 0, batch_size), store.info.box_size // 4)
     held_out = next(stream_rows(store, order.val_chunks(), min(store.chunk_size, fitting)))
-    start = time.monotonic()
-    validate(model.eval(), [held_out], device, bf16=bf16)
-    evidence_bounds(model, linear, [held_out])
-    judge = (time.monotonic() - start) / len(held_out["images"])
+    for batch in ({name: values[:1] for name, values in held_out.items()}, held_out):  # the first time is no measure
+        start = time.monotonic()
+        validate(model.eval(), [batch], device, bf16=bf16)
+        evidence_bounds(model, linear, [batch])
+        judge = (time.monotonic() - start) / len(batch["images"])
+    memory = _peak_memory() + TRACKING + 4 * VOLUMES * store.info.box_size**3
     gpu_memory = torch.cuda.max_memory_allocated() if on_gpu else 0
     gpu_size = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
-    return Cost(train, judge, _peak_memory(), gpu_memory, gpu_size)
+    return Cost(train, judge, memory, gpu_memory, gpu_size)
 
 
 def _any_start(model: ModelConfig, box_size: int) -> tuple[Subspace, int]:

@@ -116,6 +116,8 @@ def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
     before = directory.run(winner).log_file.read_text()
     assert main([*words, "--promote", "--no-analysis"]) == 0
     assert directory.run(winner).log_file.read_text() == before  # nothing was trained again
+    served = set(re.findall(r"`drgn-ray ui (\S+)` runs", capsys.readouterr().out))
+    assert served == {str(tmp_path / "sweeps")}  # also of the run within the sweep
     assert pd.read_csv(directory.path / "leaderboard.csv").set_index("trial")["gain"].equals(table["gain"])
 
     of_winner, promoted = directory.run(winner).config(), RunDirectory(directory.path / "promoted")
