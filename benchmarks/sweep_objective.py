@@ -2,10 +2,10 @@
 
 python -m benchmarks.sweep_objective --data FOLDER
 
-Sixteen networks are drawn, and trained on adk_sim downsampled to 32 px by `drgn-ray tune` (`sweep_objective.yaml`),
-all to their end.  Of each, volumes of 100 images are decoded and scored against the truth (area under the per-image
-FSC), and Spearman's rank correlation over the networks of that score with every candidate objective goes into
-`docs/sweeps.md`, with a figure.  What is done stays in `--folder`.
+Twelve networks are drawn, and trained on adk_sim downsampled to 32 px by `drgn-ray tune` (`sweep_objective.yaml`; or
+`--sweep` names a sweep of adk_sim that is there).  Of each, as far as it was trained, volumes of 100 images are decoded
+and scored against the truth (area under the per-image FSC), and Spearman's rank correlation over the networks of that
+score with every candidate objective goes into `docs/sweeps.md`, with a figure.  What is done stays in `--folder`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from benchmarks.common import DRGN_RAY, ROOT, environment, markdown_table, run_measured
 from benchmarks.truth import by_shell, score, scored_images
@@ -31,7 +30,9 @@ from drgn_ray.analysis.support import CONSENSUS, MODEL, PERMUTED
 from drgn_ray.distributed.states import NUM_STATES, compare_states
 from drgn_ray.particles.store import ParticleStore, StoreWriter
 from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.leaderboard import leaderboard
 from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.sweep_directory import SweepDirectory
 
 SWEEP = Path(__file__).with_suffix(".yaml")
 DOCUMENT, FIGURE = ROOT / "docs" / "sweeps.md", ROOT / "docs" / "images" / "sweep_objective.png"
@@ -54,19 +55,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "drgn_ray_sweep_objective"))
     parser.add_argument("--data", type=Path, default=os.environ.get("DRGN_RAY_DATA"), help="folder with adk_sim/")
+    parser.add_argument("--sweep", type=Path, help="folder of a sweep of adk_sim, to score without training")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("pass --data FOLDER, or set DRGN_RAY_DATA")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    store, sweep = arguments.folder / "adk_sim.zarr", arguments.folder / "sweep"
-    writer = StoreWriter(str(store))
-    if writer.is_free() or writer.unfinished_info():
-        _run("convert", arguments.data / "adk_sim" / "particles.star", "-o", store, "-D", SIDE, "--workers", 0)
-    _run("tune", store, SWEEP, "-o", sweep)
-    board = pd.read_csv(sweep / "leaderboard.csv").set_index("trial")
+    sweep = arguments.sweep or _train(arguments.folder, arguments.data)
+    directory = SweepDirectory(sweep)
+    board = leaderboard(directory, directory.trials()).set_index("trial")
+    store = ParticleStore(directory.trials()[0].config.particles)
     truth, program = arguments.data / "adk_sim", arguments.data / "score.py"
     for name in board.index:
-        _score_trial(RunDirectory(sweep / "trials" / name), ParticleStore(store), program, truth)
+        _score_trial(RunDirectory(sweep / "trials" / name), store, program, truth)
     scores = [json.loads((sweep / "trials" / name / "score.json").read_text()) for name in board.index]
     table = pd.concat([board, pd.DataFrame(scores, index=board.index)], axis=1)
     text = f"{_correlations(table)}\n{_trials(table)}"
@@ -75,6 +74,16 @@ def main() -> int:
     DOCUMENT.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
     _draw(table)
     return 0
+
+
+def _train(folder: Path, data: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    store, sweep = folder / "adk_sim.zarr", folder / "sweep"
+    writer = StoreWriter(str(store))
+    if writer.is_free() or writer.unfinished_info():
+        _run("convert", data / "adk_sim" / "particles.star", "-o", store, "-D", SIDE, "--workers", 0)
+    _run("tune", store, SWEEP, "-o", sweep, "--no-analysis")
+    return sweep
 
 
 def _run(*words: object) -> None:
@@ -112,14 +121,18 @@ def _score_trial(run: RunDirectory, store: ParticleStore, program: Path, truth: 
 
 def _correlations(table: pd.DataFrame) -> str:
     rows = [
-        [said, *(f"{spearmanr(sign * table[name], table[truth]).statistic:+.2f}" for truth in TRUTHS)]
+        [said, *(f"{_correlation(sign * table[name], table[truth]):+.2f}" for truth in TRUTHS)]
         for name, (said, sign) in OBJECTIVES.items()
     ]
     return markdown_table(["ranked by", *TRUTHS.values()], rows)
 
 
+def _correlation(first: pd.Series, second: pd.Series) -> float:
+    return float(first.corr(second, method="spearman"))
+
+
 def _trials(table: pd.DataFrame) -> str:
-    columns = {"model.zdim": 0, "model.beta": 3, "size": 0, "training.lr": 5, "gain": 2, "recon_loss": 4, "val_loss": 4}
+    columns = {"kind": 0, "model.zdim": 0, "training.lr": 5, "epochs": 0, "gain": 2, "recon_loss": 4, "val_loss": 4}
     columns |= {"fsc_over_permuted": 3, **dict.fromkeys(TRUTHS, 4)}
     shown: Sequence[list[str]] = [
         [
@@ -136,7 +149,7 @@ def _draw(table: pd.DataFrame) -> None:
     for axis, name in zip(axes, ("gain", "val_loss", "recon_loss"), strict=True):
         said, sign = OBJECTIVES[name]
         points = axis.scatter(sign * table[name], table["D/4"], c=np.log2(table["model.zdim"]), cmap="viridis")
-        correlation = spearmanr(sign * table[name], table["D/4"]).statistic
+        correlation = _correlation(sign * table[name], table["D/4"])
         axis.set(title=f"Spearman {correlation:+.2f}", xlabel=f"{'-' * (sign < 0)}{said}")
     axes[0].set_ylabel("per-image FSC to Nyquist, area")
     figure.colorbar(points, ax=axes, label="log2 zdim")

@@ -21,7 +21,7 @@ from drgn_ray.training.sweep_cost import epoch_seconds, expected_epochs, rungs, 
 logger = logging.getLogger(__name__)
 NO_COST = {"beta", "feat_sigma"}  # settings of a model that change none
 NOT_COUNTED = (
-    "the linear subspace that comes first, linear starts, subspaces, starting processes, pictures, the analysis"
+    "what several workers save, the linear subspace that comes first, linear starts, subspaces, starting processes, pictures, the analysis"
 )
 
 
@@ -43,7 +43,8 @@ def say_costs(sweep: Sweep, trials: Sequence[Trial], store: ParticleStore, gpus_
     )
     with connected():
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        slots = plan_slots(trials[0].config.resources.cpus_per_worker or 1, gpus_per_trial, nodes)
+        resources = trials[0].config.resources
+        slots = plan_slots(resources.cpus_per_worker or 1, gpus_per_trial, nodes, resources.num_workers)
         costs = _probe_all(trials, store, slots)
     for trial in trials:
         settings = "  ".join(f"{name} {value}" for name, value in trial.chosen.items())

@@ -97,8 +97,8 @@ def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: 
     def told() -> int:
         return sum(len(sweep.bounds(name)) for name in names)
 
-    def ended() -> int:
-        return sum(sweep.outcome(name) is not None for name in names)
+    def ends() -> dict[str, int]:
+        return {name: run.info.end_time for name, run in children_of(client, sweep).items() if run.info.end_time}
 
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -108,14 +108,13 @@ def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: 
         before = told()
         wait_for(lambda: told() >= before + 3, alive, "three more epochs without a server")
         server.start()
-        wait_for(lambda: ended() >= 1, alive, "the end of a trial")
+        wait_for(lambda: bool(ends()), alive, "the end of a trial, of which the server knows")
         before = told()
         wait_for(lambda: told() > before, alive, "one more epoch")
         first.send_signal(signal.SIGKILL)
         first.wait()
-        finished = {name for name in names if sweep.outcome(name) is not None}
-        assert finished < set(names)
-        ends = {name: run.info.end_time for name, run in children_of(client, sweep).items() if name in finished}
+        finished = ends()
+        assert finished.keys() < set(names)
         runs = {name: run.info.run_id for name, run in children_of(client, sweep).items()}
         second = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=400, check=False)
     text = (tmp_path / "log").read_text()
@@ -125,7 +124,7 @@ def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: 
     children = children_of(client, sweep)
     assert sorted(children) == names
     assert {name: children[name].info.run_id for name in runs} == runs
-    assert {name: children[name].info.end_time for name in finished} == ends  # these were left alone
+    assert {name: children[name].info.end_time for name in finished} == finished  # these were left alone
     for name, run in children.items():
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "epoch_done")
