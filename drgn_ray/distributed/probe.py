@@ -21,7 +21,8 @@ from drgn_ray.training.sweep_cost import epoch_seconds, expected_epochs, rungs, 
 logger = logging.getLogger(__name__)
 NO_COST = {"beta", "feat_sigma"}  # settings of a model that change none
 NOT_COUNTED = (
-    "what several workers save, the linear subspace that comes first, linear starts, subspaces, starting processes, pictures, the analysis"
+    "what several workers save, the linear subspace that comes first, linear starts, subspaces, starting processes,"
+    " pictures, the analysis"
 )
 
 
