@@ -68,7 +68,7 @@ def main() -> int:
         _score_trial(RunDirectory(sweep / "trials" / name), store, program, truth)
     scores = [json.loads((sweep / "trials" / name / "score.json").read_text()) for name in board.index]
     table = pd.concat([board, pd.DataFrame(scores, index=board.index)], axis=1)
-    text = f"{_correlations(table)}\n{_trials(table)}"
+    text = f"{_correlations(table)}\n\n{_trials(table)}"
     print(text)
     before, rest = DOCUMENT.read_text().split(MARKERS[0])
     DOCUMENT.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
@@ -150,7 +150,7 @@ def _draw(table: pd.DataFrame) -> None:
         said, sign = OBJECTIVES[name]
         points = axis.scatter(sign * table[name], table["D/4"], c=np.log2(table["model.zdim"]), cmap="viridis")
         correlation = _correlation(sign * table[name], table["D/4"])
-        axis.set(title=f"Spearman {correlation:+.2f}", xlabel=f"{'-' * (sign < 0)}{said}")
+        axis.set(title=f"Spearman {correlation:+.2f}", xlabel=f"{'-' * (sign < 0)}{said}".replace(", ", "\n"))
     axes[0].set_ylabel("per-image FSC to Nyquist, area")
     figure.colorbar(points, ax=axes, label="log2 zdim")
     figure.savefig(FIGURE, dpi=80, bbox_inches="tight")
