@@ -369,7 +369,9 @@ class _Judge:
         run = self.directory.run(self.trial.name)
         tracked, history = TrackedRun(run), load_position(run.checkpoints).history
         last = tracked.last_step(GAIN)
-        steps = {int(line["epoch"]): line["step"] for line in history if last is not None and line["step"] > last}
+        if last is None:  # the epochs before were told, or wait to be
+            history = history[-1:]
+        steps = {int(line["epoch"]): line["step"] for line in history if line["step"] > (last or -1)}
         results = _results(self.directory, self.trial, self.longest)
         for epoch, result in zip(self.directory.bounds(self.trial.name), results, strict=True):
             if epoch in steps:

@@ -67,6 +67,8 @@ class TrackedRun:
 
     def last_step(self, metric: str) -> int | None:
         """Find the largest step at which a metric was logged; -1 if never, None if MLflow does not answer."""
+        if self.outbox.flush():  # what waits may be of this metric
+            return None
         try:
             return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=-1)
         except MlflowException:
