@@ -164,6 +164,10 @@ class ModelConfig(Settings):
             raise ValueError("a homogeneous model starts from one volume; pass init backproject")
         return self
 
+    def seen_box(self, box_size: int) -> int:
+        """Box size, px, of what the model sees of images of `box_size`."""
+        return self.downsample or box_size
+
     @property
     def is_fitted(self) -> bool:
         """Whether it is fitted by EM and not trained step by step."""

@@ -9,7 +9,6 @@ control store knows who made a group and whether it lives, with or without a das
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,12 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from drgn_ray.distributed.cluster import resource_picture
 from drgn_ray.distributed.trainer import workers_that_fit
+from drgn_ray.distributed.watch import watching
 from drgn_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
@@ -59,25 +60,16 @@ def at_once(num_workers: int, cpus: int, nodes: Sequence[Mapping[str, float]]) -
 @contextmanager
 def telling(results: Callable[[], Sequence[Mapping[str, float]]]) -> Iterator[None]:
     """Tell Tune every result that is added, wherever it is made; all are told in the end."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_tell, args=(results, stop, len(results())), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    told = len(results())
 
-
-def _tell(results: Callable[[], Sequence[Mapping[str, float]]], stop: threading.Event, told: int) -> None:
-    while True:
-        ending = stop.is_set()  # one more look after the end
+    def look() -> None:
+        nonlocal told
         for result in results()[told:]:
             tune.report(dict(result))  # ends this thread, when Tune stops the trial
             told += 1
-        if ending:
-            return
-        stop.wait(POLL_SECONDS)
+
+    with watching(look, POLL_SECONDS):
+        yield
 
 
 class _Group(NamedTuple):
@@ -92,6 +84,14 @@ def remove_abandoned() -> None:
     for group in _groups():
         if group.is_abandoned:
             remove_placement_group(group.placement_group)
+
+
+class Cleaner(tune.Callback):
+    """Frees in the driver what trials held that were stopped or killed, once their processes are dead."""
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """See `tune.Callback`."""
+        remove_abandoned()
 
 
 def await_end() -> None:

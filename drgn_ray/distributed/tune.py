@@ -172,7 +172,7 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
                 name="tune",
                 storage_path=bookkeeping,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[_Follower(directory, parent)],
+                callbacks=[_Follower(directory, parent), *([] if slots.cpus else [groups.Cleaner()])],
                 verbose=0,
             ),
         )
@@ -292,7 +292,8 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
     go_on_from_donor(directory, trial, tracked)
     has_workers = config.resources.num_workers > 0
     judge = _Judge(directory, trial, longest, None if has_workers else partial(_tell, directory, trial))
-    groups.remove_abandoned()  # of this trial, if its process was killed
+    if has_workers:
+        groups.remove_abandoned()  # of this trial, if its process was killed
     try:
         with groups.telling(partial(_results, directory, trial, longest)) if has_workers else nullcontext():
             train(config, run, partial(_listeners, run, config.num_epochs, judge))
@@ -335,7 +336,9 @@ class _Judge:
         history = load_position(run.checkpoints).history
         if history and int(history[-1]["epoch"]) not in self.directory.bounds(self.trial.name):
             self._judge(trained_model(run, self.trial.config, self.store, _device()), int(history[-1]["epoch"]))
-        self._log()
+        last = TrackedRun(run).last_step(GAIN)
+        if last is not None:  # else what MLflow did not hear waits to be told
+            self._log([line for line in history if line["step"] > last])
 
     def begin(self, position: Position) -> None:
         """See `Reporter.begin`."""
@@ -355,27 +358,23 @@ class _Judge:
     def _judge(self, model: Model, epoch: int) -> None:
         device = next(chain(model.parameters(), model.buffers())).device  # a subspace is fitted on the CPU
         config = self.trial.config
-        order, box_size = particle_order(config, self.store), config.model.downsample or self.store.info.box_size
+        order, box_size = particle_order(config, self.store), config.model.seen_box(self.store.info.box_size)
         num_images = order.num_rows(order.train_chunks())
         radius = compared_radius(config.training, epoch * num_images - 1, num_images, box_size)  # of its last step
         bounds = held_out_bounds(model, self.reference.to(device), config, self.store, radius)
         self.directory.save_bounds(self.trial.name, epoch, bounds)
-        self._log()
+        self._log(load_position(self.directory.run(self.trial.name).checkpoints).history[-1:])
         if self.tell is not None:
             self.tell(_results(self.directory, self.trial, self.longest)[-1])
 
-    def _log(self) -> None:
-        """Tell MLflow what it has not heard yet: this process may have been another, or the server away."""
-        run = self.directory.run(self.trial.name)
-        tracked, history = TrackedRun(run), load_position(run.checkpoints).history
-        last = tracked.last_step(GAIN)
-        if last is None:  # the epochs before were told, or wait to be
-            history = history[-1:]
-        steps = {int(line["epoch"]): line["step"] for line in history if line["step"] > (last or -1)}
+    def _log(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Tell MLflow the results of some epochs."""
         results = _results(self.directory, self.trial, self.longest)
-        for epoch, result in zip(self.directory.bounds(self.trial.name), results, strict=True):
-            if epoch in steps:
-                tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, steps[epoch])
+        judged = dict(zip(self.directory.bounds(self.trial.name), results, strict=True))
+        tracked = TrackedRun(self.directory.run(self.trial.name))
+        for line in history:
+            if (result := judged.get(int(line["epoch"]))) is not None:
+                tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, line["step"])
 
 
 class _Follower(tune.Callback):
@@ -383,10 +382,6 @@ class _Follower(tune.Callback):
 
     def __init__(self, directory: SweepDirectory, parent: TrackedRun) -> None:
         self.directory, self.parent = directory, parent
-
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Free what trials that were stopped or killed held, which takes their processes a moment."""
-        groups.remove_abandoned()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any

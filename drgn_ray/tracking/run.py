@@ -42,9 +42,8 @@ class TrackedRun:
     def __init__(self, run: RunDirectory) -> None:
         place = json.loads(run.mlflow_file.read_text())
         self.uri, self.experiment_id, self.run_id = place["tracking_uri"], place["experiment_id"], place["run_id"]
-        os.environ.update({name: value for name, value in _IMPATIENT.items() if name not in os.environ})
-        self.client = MlflowClient(self.uri)
-        self.outbox = Outbox(run.path / "mlflow_outbox", self._deliver)
+        self.client = _client(self.uri)
+        self.outbox = Outbox(run.mlflow_outbox, self._deliver)
 
     @property
     def is_local(self) -> bool:
@@ -138,6 +137,11 @@ class TrackedRun:
         self.client.update_run(self.run_id, name=f"{run.info.run_name} (replaced)")
         self.client.set_tag(self.run_id, "drgn_ray.replaced_by", by)
         self.client.set_tag(self.run_id, _NOTE, f"{said}\n\n{run.data.tags.get(_NOTE, '')}")
+
+
+def _client(uri: str) -> MlflowClient:
+    os.environ.update({name: value for name, value in _IMPATIENT.items() if name not in os.environ})
+    return MlflowClient(uri)
 
 
 def _now() -> int:
@@ -239,7 +243,7 @@ def _params(config: RunConfig) -> list[Param]:
 
 
 def _experiment_of(particles: str, uri: str, runs_folder: Path) -> str:
-    return _experiment(MlflowClient(uri), Path(particles).name.removesuffix(".zarr"), uri, runs_folder)
+    return _experiment(_client(uri), Path(particles).name.removesuffix(".zarr"), uri, runs_folder)
 
 
 def open_comparison(
@@ -297,7 +301,7 @@ def _wait_for(uri: str, patience: float) -> None:
     until = time.monotonic() + patience
     while time.monotonic() < until:
         try:
-            MlflowClient(uri).search_experiments(max_results=1)
+            _client(uri).search_experiments(max_results=1)
         except MlflowException as error:
             logger.warning("MLflow does not answer (%s); asking again in %g s", _said(error), RETRY_SECONDS)
             time.sleep(RETRY_SECONDS)
@@ -328,7 +332,7 @@ def _create_run(
     params: Sequence[Param] = (),
 ) -> TrackedRun:
     """Create a run, and leave its name in a folder's ``mlflow.json``."""
-    client = MlflowClient(uri)
+    client = _client(uri)
     created = client.create_run(experiment_id, run_name=name, tags={"drgn_ray.version": __version__, **tags})
     client.log_batch(created.info.run_id, params=params)
     place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}

@@ -155,7 +155,7 @@ class Trainer:
         totals = _Averages(self.worker.device)
         for batch in self._batches(slice_index):
             progress = self.config.training, self.position.images_seen, self.images_per_epoch
-            radius = compared_radius(*progress, self.config.model.downsample or self.store.info.box_size)
+            radius = compared_radius(*progress, self.config.model.seen_box(self.store.info.box_size))
             terms = self.step(batch, learning_rate(*progress), radius, early=is_early(*progress))
             count = len(batch["images"])
             self.position.images_seen += count * self.worker.world_size

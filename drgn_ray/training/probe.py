@@ -56,9 +56,9 @@ def probe(config: RunConfig, store: ParticleStore) -> Cost:
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(config.resources.cpus_per_worker or 1)
     bf16, _ = uses_bf16(config.training.precision, device)
-    model = model_for(config, store)
+    model, box_size = model_for(config, store), store.info.box_size
     if config.model.start != "none":
-        model.start_from(*_any_start(config.model, store.info.box_size))
+        model.start_from(*_any_start(config.model, box_size))
     linear = model_for(config.model_copy(update={"model": ModelConfig(model="linear")}), store).to(device)
     assert isinstance(linear, LinearSubspace)
     step, order = Step(model.to(device), config.training, bf16=bf16), particle_order(config, store)
@@ -70,14 +70,15 @@ def probe(config: RunConfig, store: ParticleStore) -> Cost:
     batch_size, coarse = min(config.training.batch_size, fitting), config.training.coarse_share
     train = (1 - coarse) * _seconds_an_image(step, stream_slice(store, order, 0, batch_size))
     if coarse:
-        train += coarse * _seconds_an_image(step, stream_slice(store, order, 0, batch_size), store.info.box_size // 4)
+        radius = config.model.seen_box(box_size) // 4
+        train += coarse * _seconds_an_image(step, stream_slice(store, order, 0, batch_size), radius)
     held_out = next(stream_rows(store, order.val_chunks(), min(store.chunk_size, fitting)))
     for batch in ({name: values[:1] for name, values in held_out.items()}, held_out):  # the first time is no measure
         start = time.monotonic()
         validate(model.eval(), [batch], device, bf16=bf16)
         evidence_bounds(model, linear, [batch])
         judge = (time.monotonic() - start) / len(batch["images"])
-    memory = _peak_memory() + TRACKING + 4 * VOLUMES * store.info.box_size**3
+    memory = _peak_memory() + TRACKING + 4 * VOLUMES * box_size**3
     gpu_memory = torch.cuda.max_memory_allocated() if on_gpu else 0
     gpu_size = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
     return Cost(train, judge, memory, gpu_memory, gpu_size)

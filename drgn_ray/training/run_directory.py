@@ -1,7 +1,8 @@
 """What a run directory holds, and whether a command may go on in it.
 
 ``config.yaml``, ``reproduce.sh``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``,
-``analyze.N/``, ``landscape.N/``, ``start/`` (the run directory of the linear model that a network started from).
+``mlflow_outbox/`` (what MLflow's server was not told yet), ``analyze.N/``, ``landscape.N/``, ``start/`` (the run
+directory of the linear model that a network started from).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.latents_file = self.path / "latents.npz"
         self.mlflow_file = self.path / "mlflow.json"
+        self.mlflow_outbox = self.path / "mlflow_outbox"
         self.start = self.path / "start"
 
     def begin(self, config: RunConfig) -> None:

@@ -7,28 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from small_sweeps import BASE
 
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.sweep_directory import SweepDirectory
 from jobs.cli import main
 
-SWEEP = """
+SWEEP = f"""
 space:
-  training.lr: {choice: [3.0e-3, 1.0e-3, 1.0e-9]}
-base:
-  model.zdim: 1
-  model.enc_dim: 16
-  model.enc_layers: 1
-  model.dec_dim: 16
-  model.dec_layers: 1
-  model.pe_dim: 4
-  training.num_epochs: 3
-  training.warmup_epochs: 0
-  training.precision: fp32
-  resources.keep_checkpoints: 3
-  resources.cpus_per_worker: 2
+  training.lr: {{choice: [3.0e-3, 1.0e-3, 1.0e-9]}}
 search: grid
 scheduler: pbt
+{BASE}  model.zdim: 1
+  training.num_epochs: 3
+  training.warmup_epochs: 0
+  resources.keep_checkpoints: 3
+  resources.cpus_per_worker: 2
 """
 
 

@@ -11,23 +11,17 @@ import time
 from pathlib import Path
 
 import psutil
+from small_sweeps import BASE
 
 from drgn_ray.training.sweep_directory import SweepDirectory
 
-SWEEP = """
+SWEEP = f"""
 space:
-  model.zdim: {choice: [1, 2]}
-  training.lr: {loguniform: [1.0e-4, 1.0e-2]}
-base:
-  model.enc_dim: 16
-  model.enc_layers: 1
-  model.dec_dim: 16
-  model.dec_layers: 1
-  model.pe_dim: 4
-  training.num_epochs: 2
-  training.precision: fp32
+  model.zdim: {{choice: [1, 2]}}
+  training.lr: {{loguniform: [1.0e-4, 1.0e-2]}}
 search: optuna
 num_samples: 5
+{BASE}  training.num_epochs: 2
 """
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,19 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.job_submission import JobSubmissionClient
+from servers import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 32 --dec-layers 1 -n 2 --workers 1 --cpus-per-worker 1"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

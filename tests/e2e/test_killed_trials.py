@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,26 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from servers import own_ray
+from small_sweeps import BASE
 
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep_directory import SweepDirectory
 from jobs.cli import main
 
-BASE = """
-base:
-  model.enc_dim: 16
-  model.enc_layers: 1
-  model.dec_dim: 16
-  model.dec_layers: 1
-  model.pe_dim: 4
-  model.zdim: 2
-  training.precision: fp32
-"""
 NUM_EPOCHS = 9
 OF_GROUPS = f"""
 space: {{training.lr: {{choice: [3.0e-3, 1.0e-6, 1.0e-7, 1.0e-8]}}}}
 search: grid
-{BASE}
+{BASE}  model.zdim: 2
   training.num_epochs: {NUM_EPOCHS}
   resources.num_workers: 2
 """
@@ -41,7 +31,7 @@ NUM_EPOCHS_ALONE = 60
 ALONE = f"""
 space: {{training.lr: {{choice: [3.0e-3]}}}}
 search: grid
-{BASE}
+{BASE}  model.zdim: 2
   training.num_epochs: {NUM_EPOCHS_ALONE}
 """
 
@@ -49,13 +39,8 @@ search: grid
 @pytest.fixture(scope="module")
 def six_cpus() -> Iterator[None]:
     """Ray without a dashboard, of which Ray Train's own cleaner of placement groups would ask what is dead."""
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="dr_", dir="/tmp")
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_ray(6):
+        yield
 
 
 def tune(store_path: Path, folder: Path, sweep: str, meanwhile: Callable[[SweepDirectory], None]) -> SweepDirectory:

@@ -9,16 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from servers import MlflowServer
 
 from drgn_ray.training.sweep_directory import SweepDirectory
-from tests.e2e.test_job_submit import free_ports
 
 NUM_TRIALS, NUM_EPOCHS = 4, 40  # on a quick machine, too, longer than a server's start
 SWEEP = f"""
@@ -36,37 +34,9 @@ scheduler: none
 """
 
 
-class Server:
-    """A real MLflow server on loopback, which can be away for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        (port,) = free_ports(1)
-        self.uri = f"http://127.0.0.1:{port}"
-        stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-        where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        self.command = [sys.executable, "-m", "mlflow", "server", *stores, *where]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        wait_for(self.answers, lambda: self.process.poll() is None, "the server")
-
-    def answers(self) -> bool:
-        try:
-            return urlopen(f"{self.uri}/health", timeout=2).status == 200
-        except (URLError, OSError):
-            return False
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path)
     yield server
     server.stop()
 
@@ -87,7 +57,7 @@ def children_of(client: MlflowClient, sweep: SweepDirectory) -> dict[str, Run]:
 
 
 @pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
-def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: Path, server: Server) -> None:
+def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: Path, server: MlflowServer) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     sweep = SweepDirectory(tmp_path / "sweeps" / "a")
     command = [sys.executable, "-m", "jobs.tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o", str(sweep.path)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from servers import own_ray
+from small_sweeps import BASE
 
 from drgn_ray.config import DataConfig
 from drgn_ray.distributed.tune import plan_slots
@@ -23,31 +23,19 @@ from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep_directory import SweepDirectory
 from jobs.cli import main
 
-SWEEP = """
+SWEEP = f"""
 space:
-  model.zdim: {choice: [1, 2]}
-  training.lr: {choice: [3.0e-3, 1.0e+9]}
-base:
-  model.enc_dim: 16
-  model.enc_layers: 1
-  model.dec_dim: 16
-  model.dec_layers: 1
-  model.pe_dim: 4
-  training.num_epochs: 2
-  training.precision: fp32
+  model.zdim: {{choice: [1, 2]}}
+  training.lr: {{choice: [3.0e-3, 1.0e+9]}}
 search: grid
+{BASE}  training.num_epochs: 2
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_cpus() -> Iterator[None]:
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="dr_", dir="/tmp")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_ray(2):
+        yield
 
 
 def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
