@@ -2,21 +2,24 @@
 
 python -m benchmarks.sweep_objective --data FOLDER
 
-Twelve networks are drawn, and trained on adk_sim downsampled to 32 px by `drgn-ray tune` (`sweep_objective.yaml`; or
-`--sweep` names a sweep of adk_sim that is there).  Of each, as far as it was trained, volumes of 100 images are decoded
-and scored against the truth (area under the per-image FSC), and Spearman's rank correlation over the networks of that
-score with every candidate objective goes into `docs/sweeps.md`, with a figure.  What is done stays in `--folder`.
+Sixteen networks are drawn, and trained on adk_sim downsampled to 32 px by `drgn-ray tune` (`sweep_objective.yaml`; or
+`--sweep` names a sweep of adk_sim that is there); those that finish are ranked by half sets too.  Of each, as far as it
+was trained, volumes of 100 images are decoded and scored against the truth (area under the per-image FSC).  Spearman's
+rank correlation over the networks of that score with every candidate objective goes into `docs/sweeps.md`, with a
+figure, and so does the winner beside the default network, trained for as long.  What is done stays in `--folder`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,6 +49,8 @@ OBJECTIVES = {
     "fsc_over_consensus": ("the same, less that of one volume", 1),
     "fsc_over_permuted": ("the same, less that of another state's volume", 1),
 }
+ON_REQUEST = {"half_sets": ("FSC between trainings on either half of the particles", 1)}
+DEFAULT = ("--zdim", 4, "--enc-dim", 256, "--dec-dim", 256, "--val-fraction", 0, "--workers", 0, "--no-analysis")
 SIDE, TRUE_SIDE = 32, 64  # px, of the images that are trained on, and of the truth
 TRUTHS = {"D/8": "FSC to half of Nyquist", "D/4": "FSC to Nyquist"}  # shells by the box of the truth
 
@@ -64,11 +69,18 @@ def main() -> int:
     board = leaderboard(directory, directory.trials()).set_index("trial")
     store = ParticleStore(directory.trials()[0].config.particles)
     truth, program = arguments.data / "adk_sim", arguments.data / "score.py"
-    for name in board.index:
-        _score_trial(RunDirectory(sweep / "trials" / name), store, program, truth)
-    scores = [json.loads((sweep / "trials" / name / "score.json").read_text()) for name in board.index]
+    scores = [_score_trial(RunDirectory(sweep / "trials" / name), store, program, truth) for name in board.index]
     table = pd.concat([board, pd.DataFrame(scores, index=board.index)], axis=1)
-    text = f"{_correlations(table)}\n\n{_trials(table)}"
+    finished = table[table["state"] == "finished"]
+    text = "\n\n".join(
+        [
+            _correlations(table, OBJECTIVES),
+            f"The same over the {len(finished)} that finished:",
+            _correlations(finished, OBJECTIVES | {name: of for name, of in ON_REQUEST.items() if name in finished}),
+            _trials(table),
+            _beside_default(arguments.folder, table, store, program, truth),
+        ]
+    )
     print(text)
     before, rest = DOCUMENT.read_text().split(MARKERS[0])
     DOCUMENT.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
@@ -82,7 +94,7 @@ def _train(folder: Path, data: Path) -> Path:
     writer = StoreWriter(str(store))
     if writer.is_free() or writer.unfinished_info():
         _run("convert", data / "adk_sim" / "particles.star", "-o", store, "-D", SIDE, "--workers", 0)
-    _run("tune", store, SWEEP, "-o", sweep, "--no-analysis")
+    _run("tune", store, SWEEP, "-o", sweep, "--no-analysis", "--rank-by", "half_sets")
     return sweep
 
 
@@ -91,18 +103,21 @@ def _run(*words: object) -> None:
     run_measured(command, Path.cwd(), environment(), " ".join(command))
 
 
-def _score_trial(run: RunDirectory, store: ParticleStore, program: Path, truth: Path) -> None:
-    done = run.path / "score.json"
-    if done.exists():
-        return
+def _against_truth(run: RunDirectory, store: ParticleStore, program: Path, truth: Path) -> dict[str, Any]:
     print(f"{run.path.name} ...", file=sys.stderr)
     if not run.latents_file.exists():
         _run("embed", run.path, "--workers", 0)
     if not (run.path / "volumes").exists():
         images = ",".join(map(str, scored_images(len(store))))
         _run("decode", run.path, "-o", run.path / "volumes", "-D", TRUE_SIDE, "--particles", images, "--workers", 0)
-    trained = load_run(run.path)
-    found = score(program, truth, trained.latents.of(np.arange(len(store))), run.path / "volumes", ())
+    return score(program, truth, load_run(run.path).latents.of(np.arange(len(store))), run.path / "volumes", ())
+
+
+def _score_trial(run: RunDirectory, store: ParticleStore, program: Path, truth: Path) -> dict[str, float]:
+    done = run.path / "score.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    found, trained = _against_truth(run, store, program, truth), load_run(run.path)
     centres = cluster(trained.latents.z, NUM_STATES).particles
     supported = compare_states(run, store, trained.model, trained.latents, centres)
     assert supported is not None
@@ -117,12 +132,39 @@ def _score_trial(run: RunDirectory, store: ParticleStore, program: Path, truth: 
         "fsc_over_permuted": model - supported.scores(PERMUTED).mean(),
     }
     done.write_text(json.dumps(kept))
+    return kept
 
 
-def _correlations(table: pd.DataFrame) -> str:
+def _beside_default(folder: Path, table: pd.DataFrame, store: ParticleStore, program: Path, truth: Path) -> str:
+    """Train the default network for as long as the winner took, and for as long as all trials did."""
+    winner = table.iloc[0]
+    rows = [[f"winner, {table.index[0]} ({winner['kind']})", winner]]
+    once = _train_default(folder / "default_once", store, 1)
+    for said, minutes in (("winner", winner["minutes"]), ("whole sweep", table["minutes"].sum())):
+        epochs = math.ceil(minutes / _minutes(once))
+        run = _train_default(folder / f"default_{epochs}", store, epochs)
+        found = by_shell(_against_truth(run, store, program, truth))
+        rows.append([f"256x3, zdim 4, as long as the {said}", {"epochs": epochs, "minutes": _minutes(run), **found}])
+    cells = [
+        [said, str(row["epochs"]), f"{row['minutes']:.2f}", *(f"{row[name]:.4f}" for name in TRUTHS)]
+        for said, row in rows
+    ]
+    return markdown_table(["", "epochs", "minutes", *TRUTHS.values()], cells)
+
+
+def _train_default(run: Path, store: ParticleStore, epochs: int) -> RunDirectory:
+    _run("train", store.path, "-o", run, *DEFAULT, "-n", epochs)
+    return RunDirectory(run)
+
+
+def _minutes(run: RunDirectory) -> float:
+    return load_position(run.checkpoints).history[-1]["perf/total_seconds"] / 60
+
+
+def _correlations(table: pd.DataFrame, objectives: Mapping[str, tuple[str, int]]) -> str:
     rows = [
         [said, *(f"{_correlation(sign * table[name], table[truth]):+.2f}" for truth in TRUTHS)]
-        for name, (said, sign) in OBJECTIVES.items()
+        for name, (said, sign) in objectives.items()
     ]
     return markdown_table(["ranked by", *TRUTHS.values()], rows)
 
@@ -132,7 +174,16 @@ def _correlation(first: pd.Series, second: pd.Series) -> float:
 
 
 def _trials(table: pd.DataFrame) -> str:
-    columns = {"kind": 0, "model.zdim": 0, "training.lr": 5, "epochs": 0, "gain": 2, "recon_loss": 4, "val_loss": 4}
+    columns = {
+        "kind": 0,
+        "model.zdim": 0,
+        "model.beta": 3,
+        "training.lr": 5,
+        "epochs": 0,
+        "gain": 2,
+        "recon_loss": 4,
+        "val_loss": 4,
+    }
     columns |= {"fsc_over_permuted": 3, **dict.fromkeys(TRUTHS, 4)}
     shown: Sequence[list[str]] = [
         [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from mrcfile.utils import mode_from_dtype

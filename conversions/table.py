@@ -22,7 +22,7 @@ CTF_OF_SOURCE = tuple(name for name in CTF_COLUMNS if name != "apix")
 logger = logging.getLogger(__name__)
 MANY_SEEKS = 10_000  # a minute or two of them, on a slow disk
 SAME_APIX = 1e-4  # relative; such pixel sizes differ by rounding alone
-Columns = dict[str, Shaped[np.ndarray, "N *row"]]
+Columns = dict[str, Shaped[np.ndarray, " N *row"]]
 
 
 class Locations(NamedTuple):

@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 from pydantic import ValidationError
@@ -19,6 +19,9 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from drgn_ray.config import ModelConfig, RunConfig, Settings, describe, read_config
 from drgn_ray.errors import ConfigError
 from jobs.cli import exit_with, parse, run_command
+
+if TYPE_CHECKING:
+    from drgn_ray.particles.store import ParticleStore
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,26 @@ drgn-ray tune particles.zarr quick -o sweeps/a --dry-run
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jobs.cli import exit_with, parse, run_command
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from drgn_ray.tracking.run import TrackedRun
     from drgn_ray.training.run_directory import RunDirectory
     from drgn_ray.training.sweep import Sweep, Trial
     from drgn_ray.training.sweep_directory import SweepDirectory
     from jobs.frame import Frame
 
+logger = logging.getLogger(__name__)
 MOST_COMPARED = 5  # best trials that are set side by side
 
 
@@ -43,6 +47,9 @@ class Arguments:
     """Print the trials and the time and memory that they would take, of which 20 steps of each kind tell."""
     promote: bool = False
     """Then train the winner in full, with no more particles held out than `train` does, in OUTPUT/promoted."""
+    rank_by: Literal["gain", "back_projection", "half_sets"] = "gain"
+    """What chooses the winner of the trials that finished: gain; or what takes longer and follows the search: how far
+    volumes of states agree with back-projections of their particles, or volumes of trainings on either half set."""
     no_analysis: bool = False
     """Leave out latents, volumes and explorer of the winner."""
 
@@ -83,10 +90,11 @@ def _tune(arguments: Arguments) -> None:
 def _search(
     directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial], arguments: Arguments, frame: Frame
 ) -> None:
+    from drgn_ray.distributed.ranking import score_finished
     from drgn_ray.distributed.tune import publish, run_sweep
     from drgn_ray.tracking.run import open_sweep
     from drgn_ray.tracking.summary import sweep_note
-    from drgn_ray.training.leaderboard import leaderboard, markdown
+    from drgn_ray.training.leaderboard import markdown
     from jobs.frame import submitted_job
     from jobs.pipeline import end_told, served
     from jobs.winner import promote, show_winner
@@ -97,11 +105,12 @@ def _search(
     tracked.begin()
     with end_told(tracked):
         run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
-        trials = directory.trials()
-        publish(directory, trials, tracked)
-        board = markdown(directory, leaderboard(directory, trials))
+        if arguments.rank_by != "gain":
+            score_finished(directory, arguments.rank_by)
+        table = publish(directory, directory.trials(), tracked, arguments.rank_by)
+        board = markdown(directory, table, arguments.rank_by)
         frame.result(*board.splitlines())
-        winner = _name_winner(directory, trials, tracked, frame)
+        winner = _name_winner(directory, table, tracked, frame)
         if not arguments.no_analysis:
             frame.result(*show_winner(winner, tracked))
             tracked.note(sweep_note(tracked, board))
@@ -110,17 +119,18 @@ def _search(
         tracked.note(sweep_note(tracked, board))
         return
     words = ["drgn-ray", "tune", arguments.particles, arguments.sweep, "-o", arguments.output, "--promote"]
+    if arguments.rank_by != "gain":
+        words += ["--rank-by", arguments.rank_by]
     frame.result(f"next    {shlex.join(words)}     # trains the winner in full")
 
 
-def _name_winner(directory: SweepDirectory, trials: Sequence[Trial], tracked: TrackedRun, frame: Frame) -> RunDirectory:
+def _name_winner(directory: SweepDirectory, table: pd.DataFrame, tracked: TrackedRun, frame: Frame) -> RunDirectory:
     """Tag the winner; say where it is, and which page sets those of the next beside its."""
     from drgn_ray.errors import RunError
     from drgn_ray.tracking.run import TrackedRun, side_by_side
-    from drgn_ray.training.leaderboard import leaderboard, unended
+    from drgn_ray.training.leaderboard import unended
     from jobs.pipeline import served
 
-    table = leaderboard(directory, trials)
     best = [directory.run(name) for name in table[table["gain"].notna()]["trial"][:MOST_COMPARED]]
     if left := unended(table):
         raise RunError(str(directory.path), f"{', '.join(left)} came to no end", "give the same command again to go on")

@@ -24,7 +24,12 @@ NUM_STATES, MOST_NEIGHBORS, MOST_OF_CONSENSUS = 8, 2_000, 20_000
 
 
 def compare_states(
-    run: RunDirectory, store: ParticleStore, model: Model, latents: Latents, particles: Int[np.ndarray, " n"]
+    run: RunDirectory,
+    store: ParticleStore,
+    model: Model,
+    latents: Latents,
+    particles: Int[np.ndarray, " n"],
+    num_workers: int | None = None,
 ) -> Support | None:
     """Compare volumes of `NUM_STATES` neighbourhoods with what their particles' images say without any model.
 
@@ -33,6 +38,8 @@ def compare_states(
     particles
         Rows of the latents at the middle of neighbourhoods, in the order along a component (of which as many as are
         compared are taken, evenly).
+    num_workers
+        See `back_project`.
 
     Returns
     -------
@@ -50,13 +57,13 @@ def compare_states(
     if start is not None and start.zdim:
         of_start = RunDirectory(run.start)
         if not of_start.latents_file.exists():
-            embed(of_start, store).save(of_start.latents_file)
+            embed(of_start, store, num_workers).save(of_start.latents_file)
         models[LINEAR] = (start.to(model.observer.k.device), latents_of(of_start))
     volumes = {
         name: [decode(each, np.average(z.of(source_row), axis=0, weights=state.weight), store.info) for state in states]
         for name, (each, z) in models.items()
     }
-    maps = map(make_maps, back_project(store, Assignment(weight, half), Method()))
+    maps = map(make_maps, back_project(store, Assignment(weight, half), Method(), num_workers))
     return support(volumes, next(maps).full, maps, store.info.apix)
 
 

@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
+import pandas as pd
 import ray
 import torch
 from ray import tune
@@ -43,7 +44,7 @@ from drgn_ray.tracking.summary import sweep_note
 from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
 from drgn_ray.training.compare import gain, one_volume
 from drgn_ray.training.embed import trained_model
-from drgn_ray.training.leaderboard import leaderboard, markdown, unended
+from drgn_ray.training.leaderboard import RankBy, leaderboard, markdown, unended
 from drgn_ray.training.loop import particle_order
 from drgn_ray.training.objective import held_out_bounds
 from drgn_ray.training.report import LogReporter, Metrics, Reporters
@@ -434,10 +435,12 @@ def _last_line(trial: TuneTrial) -> str:
     return (str(trial.get_error()).strip().splitlines() or ["its process ended"])[-1]
 
 
-def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun) -> None:
+def publish(
+    directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedRun, rank_by: RankBy = "gain"
+) -> pd.DataFrame:
     """Write the leaderboard, and show it on the page of the sweep."""
-    table = leaderboard(directory, trials)
-    text, listed = markdown(directory, table), table.to_csv(index=False, float_format="%.6g")
+    table = leaderboard(directory, trials, rank_by)
+    text, listed = markdown(directory, table, rank_by), table.to_csv(index=False, float_format="%.6g")
     for name, content in {"leaderboard.csv": listed, "leaderboard.md": text}.items():
         partial = directory.path / f".{name}.partial"
         partial.write_text(content)
@@ -448,3 +451,4 @@ def publish(directory: SweepDirectory, trials: Sequence[Trial], parent: TrackedR
     ended, gains = len(table) - len(unended(table)), table["gain"].dropna().tolist()
     if gains:
         parent.metrics({"sweep/best_gain": max(gains), "sweep/trials_ended": ended}, ended)
+    return table

@@ -15,7 +15,7 @@ from drgn_ray.errors import StoreError
 from drgn_ray.particles.order import Block, ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 
-Rows = dict[str, Shaped[np.ndarray, "n *row"]]
+Rows = dict[str, Shaped[np.ndarray, " n *row"]]
 T = TypeVar("T")
 
 

@@ -104,7 +104,7 @@ class StoreWriter:
         self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
 
     def create(
-        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, "N *row"]], tables: Mapping[str, pa.Table]
+        self, info: StoreInfo, columns: Mapping[str, Shaped[np.ndarray, " N *row"]], tables: Mapping[str, pa.Table]
     ) -> None:
         """Write everything but the images: arrays' metadata, the columns, the original tables."""
         chunk, shard = chunk_and_shard(info.num_particles, info.box_size, info.dtype)
@@ -299,7 +299,7 @@ class ParticleStore:
             raise self._damaged(f"rows {rows.start} to {rows.stop} are damaged ({error})") from error
 
     @cached_property
-    def columns(self) -> dict[str, Shaped[np.ndarray, "N *row"]]:
+    def columns(self) -> dict[str, Shaped[np.ndarray, " N *row"]]:
         """All columns of `drgn_ray.particles.schema` (about 100 bytes a particle)."""
         return {name: self._read_column(name) for name in COLUMN}
 
@@ -309,14 +309,14 @@ class ParticleStore:
         # These two alone: networks are loaded where the other columns are not needed.
         return bool((self._read_column("ctf_scalefactor") != 1).any() or self._read_column("dose").any())
 
-    def _read_column(self, name: str) -> Shaped[np.ndarray, "N *row"]:
+    def _read_column(self, name: str) -> Shaped[np.ndarray, " N *row"]:
         self._read_checked(f"{name}/zarr.json")
         try:
             return np.asarray(zarr.open_array(f"{self.path}/{name}", mode="r")[...])
         except ValueError as error:
             raise self._damaged(f"its column {name} is damaged ({error})") from error
 
-    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, "n *row"]]:
+    def read(self, rows: slice) -> dict[str, Shaped[np.ndarray, " n *row"]]:
         """Images and columns of consecutive rows."""
         return {"images": self.read_images(rows), **{name: column[rows] for name, column in self.columns.items()}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,17 +13,23 @@ from drgn_ray.training.compare import CLEAR, Gain, gain
 from drgn_ray.training.sweep import Trial
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, SweepDirectory
 
+RankBy = Literal["gain", "back_projection", "half_sets"]
+ON_REQUEST = {
+    "back_projection": "FSC of eight states with back-projections of the particles near them, less that of one volume",
+    "half_sets": "FSC of volumes decoded for the same particles by two trainings on a half of the particles each",
+}
 _UNENDED = ("waiting", "running")
-_SHOWN = ("trial", "state", "on_front", "epochs", "gain", "behind", "recon_loss", "kld", "minutes")
+_SHOWN = ("trial", "state", "on_front", "epochs", *ON_REQUEST, "gain", "behind", "recon_loss", "kld", "minutes")
 
 
-def leaderboard(directory: SweepDirectory, trials: Sequence[Trial]) -> pd.DataFrame:
+def leaderboard(directory: SweepDirectory, trials: Sequence[Trial], rank_by: RankBy = "gain") -> pd.DataFrame:
     """Return a row for every trial, the best first, and those without a score at the end.
 
     Columns: ``trial, state, epochs``; ``gain``, over one volume for all after its newest epoch, nats an image, and its
     standard error; ``behind``, what it gains less than the best, image by image, and its standard error; ``recon_loss``
     and ``kld`` of held-out particles, ``minutes`` of training; and a column for every name of the space.  Where minutes
-    are an objective too, ``on_front`` marks what no other trial beats in both.
+    are an objective too, ``on_front`` marks what no other trial beats in both.  ``back_projection`` and ``half_sets``
+    are there when trials were scored by them (`ON_REQUEST`).
     """
     consensus = _last(directory, CONSENSUS)
     bounds = {trial.name: _last(directory, trial.name) for trial in trials}
@@ -41,7 +47,13 @@ def leaderboard(directory: SweepDirectory, trials: Sequence[Trial]) -> pd.DataFr
     table = pd.DataFrame(rows, columns=["trial", "state", "epochs", *columns, *trials[0].chosen])
     if "minutes" in directory.sweep().objectives:
         table.insert(2, "on_front", _on_front(table))
-    return table.sort_values("gain", ascending=False, na_position="last", kind="stable", ignore_index=True)
+    for name in ON_REQUEST:
+        scores = {trial.name: directory.score(trial.name, name) for trial in trials}
+        if any(scores.values()):
+            values = [score.value if score else None for score in scores.values()]
+            table.insert(list(table.columns).index("gain"), name, pd.Series(values, dtype=float))
+    by = list(dict.fromkeys((rank_by, "gain")))
+    return table.sort_values(by, ascending=False, na_position="last", kind="stable", ignore_index=True)
 
 
 def _on_front(table: pd.DataFrame) -> np.ndarray:
@@ -65,22 +77,28 @@ def reference_gain(directory: SweepDirectory) -> Gain:
     return gain(_last(directory, LINEAR), _last(directory, CONSENSUS))
 
 
-def markdown(directory: SweepDirectory, table: pd.DataFrame) -> str:
+def markdown(directory: SweepDirectory, table: pd.DataFrame, rank_by: RankBy = "gain") -> str:
     """Say who leads, by how much, and list all trials."""
     shown = [name for name in _SHOWN if name in table.columns]
     names = [*shown, *table.columns[list(table.columns).index("minutes") + 1 :]]
     lines = [names, ["---"] * len(names), *([_cell(row, name) for name in names] for row in table.to_dict("records"))]
     listed = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{verdict(directory, table)}\n\n{listed}\n\n{_LEGEND}\n"
+    legends = [f"`{name}`: {said}, where it was asked for." for name, said in ON_REQUEST.items() if name in shown]
+    legend = "\n".join([_LEGEND, *legends])
+    return f"{verdict(directory, table, rank_by)}\n\n{listed}\n\n{legend}\n"
 
 
-def verdict(directory: SweepDirectory, table: pd.DataFrame) -> str:
+def verdict(directory: SweepDirectory, table: pd.DataFrame, rank_by: RankBy = "gain") -> str:
     """Say in words which trial leads, which may be as good, and whether it beats the linear subspace."""
     said = f"{len(table) - len(unended(table))} of {directory.sweep().num_trials} trials ended."
+    leads = table.iloc[0].to_dict()
+    if rank_by in ON_REQUEST and not np.isnan(leads.get(rank_by, np.nan)):
+        said = f"{said} By {rank_by} **{leads['trial']}** leads with {leads[rank_by]:.3f}; by gain:"
     scored = table[table["gain"].notna()]
     if scored.empty:
         return said
-    best, others = scored.iloc[0], scored.iloc[1:]
+    best = scored.iloc[int(np.argmax(scored["gain"]))]
+    others = scored[scored["trial"] != best["trial"]]
     linear = reference_gain(directory)
     as_good = others[others["behind"] < CLEAR * others["behind_error"]]["trial"]
     also = f"; {', '.join(as_good)} may be as good" if len(as_good) else ""

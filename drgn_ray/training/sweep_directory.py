@@ -2,8 +2,9 @@
 
 ``sweep.json`` (the trials, each written before it starts, with the settings that it has now), ``reference/`` (the run
 directory of the linear subspace that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/``
-(held-out bounds after every epoch), ``outcomes/NAME.json`` (how it ended), ``leaderboard.csv``, ``leaderboard.md``,
-``mlflow.json``.
+(held-out bounds after every epoch), ``outcomes/NAME.json`` (how it ended), ``scores/BY/NAME.json`` (what it is ranked
+by on request), ``halves/NAME/`` (its settings, trained on each half of the particles), ``leaderboard.csv``,
+``leaderboard.md``, ``mlflow.json``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ class Outcome(NamedTuple):
     """How a trial ended: ``finished``, ``stopped`` (by the scheduler) or ``failed``, and why."""
 
     state: str
+    why: str = ""
+
+
+class Score(NamedTuple):
+    """What a trial is ranked by on request; None, and why there is none."""
+
+    value: float | None
     why: str = ""
 
 
@@ -137,6 +145,20 @@ class SweepDirectory:
         """Say how a trial ended; None if it did not yet."""
         file = self.path / "outcomes" / f"{trial}.json"
         return Outcome(**json.loads(file.read_text())) if file.exists() else None
+
+    def has_finished(self, trial: str) -> bool:
+        """Say whether a trial was trained to its end."""
+        outcome = self.outcome(trial)
+        return outcome is not None and outcome.state == "finished"
+
+    def save_score(self, trial: str, rank_by: str, score: Score) -> None:
+        """Keep the score of a trial."""
+        _write(self.path / "scores" / rank_by / f"{trial}.json", json.dumps(score._asdict()))
+
+    def score(self, trial: str, rank_by: str) -> Score | None:
+        """Read the score of a trial; None before it was scored."""
+        file = self.path / "scores" / rank_by / f"{trial}.json"
+        return Score(**json.loads(file.read_text())) if file.exists() else None
 
     def save_bounds(self, name: str, epoch: int, bounds: Float64[np.ndarray, " n"]) -> None:
         """Keep the held-out bounds of a trial after an epoch, or of what trials are compared with."""

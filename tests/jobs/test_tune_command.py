@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from servers import own_ray
 from small_sweeps import BASE
 
+from drgn_ray.analysis.run import load_run
 from drgn_ray.config import DataConfig
 from drgn_ray.distributed.tune import plan_slots
 from drgn_ray.errors import ResourceError
@@ -119,6 +120,48 @@ def test_a_sweep_ranks_its_trials_and_goes_on_where_it_was(
     assert run.data.tags["drgn_ray.promoted_from"] == sweep.info.run_id
     assert sweep.data.tags["drgn_ray.promoted"] == run.info.run_id
     assert run.info.experiment_id == sweep.info.experiment_id
+
+
+def test_a_dry_run_says_how_many_trials_optuna_will_add(
+    store_path: Path, tmp_path: Path, two_cpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "space: {training.lr: {loguniform: [1.0e-4, 1.0e-2]}}\nsearch: optuna\nnum_samples: 6"
+    (tmp_path / "sweep.yaml").write_text(f"{space}\n{BASE}  training.num_epochs: 1\n")
+    words = ["tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o", str(tmp_path / "a"), "--dry-run"]
+    assert main(words) == 0
+    assert "then 4 more, which Optuna chooses as trials end" in capsys.readouterr().out
+
+
+RANKED = f"""
+space:
+  model.zdim: {{choice: [1, 2, 3]}}
+search: grid
+scheduler: none
+{BASE}  training.num_epochs: 2
+"""
+
+
+def test_the_winner_is_what_the_user_ranks_by(
+    store_path: Path, tmp_path: Path, two_cpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(RANKED)
+    directory = SweepDirectory(tmp_path / "a")
+    words = ["tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o", str(directory.path), "--no-analysis"]
+    for rank_by in ("half_sets", "back_projection"):
+        assert main([*words, "--rank-by", rank_by]) == 0
+        table = pd.read_csv(directory.path / "leaderboard.csv")
+        assert table[rank_by].is_monotonic_decreasing
+        assert table[rank_by].notna().all()
+        out = capsys.readouterr().out
+        assert f"winner  {directory.run(table['trial'][0]).path}" in out
+        assert f"By {rank_by} **{table['trial'][0]}** leads" in out
+        assert f"--promote --rank-by {rank_by}" in out
+    assert (directory.path / "halves" / "trial_1" / "comparison.md").exists()
+    configs = [load_run(directory.path / "halves" / "trial_3" / f"half{half}").config for half in (1, 2)]
+    assert [config.data.half_set for config in configs] == [1, 2]
+    assert {config.model.zdim for config in configs} == {3}
+    assert main(words) == 0
+    assert pd.read_csv(directory.path / "leaderboard.csv")["gain"].is_monotonic_decreasing
 
 
 @pytest.mark.parametrize(
