@@ -212,6 +212,9 @@ class TrainingConfig(Settings):
     radius: it finds latents sooner and costs a quarter.  Losses jump where the rest comes in."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the decoder; auto: bf16 where the hardware multiplies it fast, else fp32."""
+    back_offs: NonNegativeInt = 3
+    """Times that a training which diverges goes back to its last checkpoint and halves the learning rate, before it
+    ends."""
     seed: NonNegativeInt = 0
     """Seed of weights, order of particles and latent noise."""
 

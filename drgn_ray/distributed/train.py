@@ -11,9 +11,9 @@ from drgn_ray.distributed.linear import fit_start, train_linear
 from drgn_ray.errors import ConfigError
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.checkpoint import load_position, set_damaged_aside
 from drgn_ray.training.embed import pending_start
-from drgn_ray.training.loop import Trainer, Worker, particle_order
+from drgn_ray.training.loop import BackedOff, Trainer, Worker, particle_order
 from drgn_ray.training.report import MakeReporter
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -53,6 +53,7 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     """
     store = ParticleStore(config.particles)
     check(config, store)
+    set_damaged_aside(run.checkpoints)
     workers, order = config.resources.num_workers, particle_order(config, store)
     if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
         logger.info("all %d epochs are trained already", config.num_epochs)
@@ -73,8 +74,13 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
 def _train_here(
     config: settings.RunConfig, store: ParticleStore, run: RunDirectory, make_reporter: MakeReporter
 ) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    worker = Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     order = particle_order(config, store)
     batch_size = config.training.batch_size
     stream = lambda index: stream_slice(store, order, index, batch_size)  # noqa: E731
-    Trainer(config, store, run, stream, make_reporter(), Worker(device=device), pending_start(run, store)).fit()
+    while True:
+        try:
+            Trainer(config, store, run, stream, make_reporter(), worker, pending_start(run, store)).fit()
+            return
+        except BackedOff as backed_off:
+            logger.warning("%s", backed_off)

@@ -24,9 +24,9 @@ from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError
 from drgn_ray.particles.store import ParticleStore
-from drgn_ray.training.checkpoint import load_position
+from drgn_ray.training.checkpoint import load_position, set_damaged_aside
 from drgn_ray.training.embed import pending_start
-from drgn_ray.training.loop import Diverged, Trainer, Worker, particle_order
+from drgn_ray.training.loop import BackedOff, Diverged, Trainer, Worker, particle_order
 from drgn_ray.training.report import MakeReporter
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -112,6 +112,7 @@ def _fit(
     order = particle_order(config, store)
 
     def remaining_slices() -> ray.data.Dataset:  # evaluated again whenever the workers start again
+        set_damaged_aside(run.checkpoints)
         return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
 
     per_worker = {"CPU": resources.cpus} | ({"GPU": 1} if resources.use_gpu else {})
@@ -133,7 +134,9 @@ def _fit(
             run_config=RunConfig(
                 name=run.path.name,
                 storage_path=bookkeeping,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+                failure_config=FailureConfig(
+                    max_failures=MAX_FAILURES + config.training.back_offs, controller_failure_limit=MAX_FAILURES
+                ),
             ),
         )
         try:
@@ -200,4 +203,8 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
         trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))
     except Diverged as error:
         return error
+    except BackedOff as backed_off:  # Ray starts the workers again
+        if worker.rank == 0:
+            logger.warning("%s", backed_off)
+        raise
     return None

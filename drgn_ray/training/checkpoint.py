@@ -1,14 +1,17 @@
 """Checkpoints: weights and Adam's moments as safetensors, the position as JSON, nothing pickled.
 
-A checkpoint is a directory that is renamed into place when it is whole.  Learning rate, order of particles and latent
-noise are functions of the position, so weights, moments and position are the full state.
+A checkpoint is a directory that is renamed into place when it is whole, with the checksums of its files.  Learning
+rate, order of particles and latent noise are functions of the position, so weights, moments and position are the full
+state.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ from torch import nn
 
 from drgn_ray.errors import RunError
 
-_PREFIX = "slice_"
+logger = logging.getLogger(__name__)
+_PREFIX, _DAMAGED = "slice_", "damaged_"
+_CHECKSUMS = "crc32.json"
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Position:
         Metrics of every finished epoch.
     seconds, gpu_seconds
         Spent on training so far; the latter once for every GPU.
+    skipped_steps
+        Left out so far, since their gradients were no numbers.
     """
 
     next_slice: int = 0
@@ -44,6 +51,7 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    skipped_steps: int = 0
 
 
 def save_checkpoint(
@@ -58,11 +66,12 @@ def save_checkpoint(
     if optimizer is not None:
         save_file(_contiguous(_moments(model, optimizer)), partial / "optimizer.safetensors")
     (partial / "position.json").write_text(json.dumps(asdict(position)))
-    for file in partial.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+    (partial / _CHECKSUMS).write_text(json.dumps({file.name: _crc32(file) for file in partial.iterdir()}))
+    for file in (*partial.iterdir(), partial):
+        _sync(file)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
+    _sync(folder)
     for old in _finished(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -79,6 +88,57 @@ def adopt_checkpoint(folder: Path, donated: Path) -> None:
     for old in own:
         if old != final:
             shutil.rmtree(old)
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Let the newest whole checkpoint be the newest, and say so; what is damaged is kept under another name.
+
+    Raises
+    ------
+    RunError
+        None of those that there are is whole.
+    """
+    checkpoints = _finished(folder)
+    for number, checkpoint in enumerate(reversed(checkpoints), start=1):
+        reason = _damage(checkpoint)
+        if not reason:
+            return
+        aside = folder / f"{_DAMAGED}{checkpoint.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        if number == len(checkpoints):
+            raise RunError(
+                str(aside), f"the last of its checkpoints is damaged ({reason})", "train anew, in another -o"
+            )
+        logger.warning("%s is damaged (%s); the run goes on from the checkpoint before it", aside, reason)
+
+
+def _damage(checkpoint: Path) -> str:
+    """Say what is wrong with a checkpoint; empty where nothing is."""
+    try:
+        for name, checksum in json.loads((checkpoint / _CHECKSUMS).read_text()).items():
+            if _crc32(checkpoint / name) != checksum:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _crc32(file: Path) -> int:
+    checksum = 0
+    with file.open("rb") as handle:
+        while part := handle.read(1 << 24):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -126,7 +186,7 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise RunError(
-            str(file), f"this checkpoint is damaged ({error})", f"delete {file.parent} to go on from the one before"
+            str(file), f"this checkpoint is damaged ({error})", f"delete {file.parent}, so that the one before is used"
         ) from error
 
 

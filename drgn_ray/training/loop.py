@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from drgn_ray.config import RunConfig
@@ -26,7 +27,7 @@ from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.convergence import Convergence
 from drgn_ray.training.precision import uses_bf16
-from drgn_ray.training.report import Reporter
+from drgn_ray.training.report import SKIPPED, Reporter
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.schedule import compared_radius, is_early, learning_rate
 from drgn_ray.training.step import Step, autocast, pinned, to_device
@@ -37,8 +38,17 @@ MOST_FOLLOWED = 1_000  # held-out particles whose latents are compared from epoc
 ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
+MOST_NAMED = 8  # particles, in a warning
+MOST_SKIPPED = 0.1  # share of a slice's steps whose gradients may be no numbers: bad images, or rare overflows
+BACK_OFF = 0.5  # times the learning rate
+
+
 class Diverged(RunError):
-    """The loss is no number any more; raised on all workers at once, so that none waits for another."""
+    """Loss or weights are no numbers any more; raised on all workers at once, so that none waits for another."""
+
+
+class BackedOff(Exception):
+    """The training diverged, and goes on from its last checkpoint with a smaller learning rate."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,9 @@ class Trainer:
             compress_gradients=config.resources.compress_gradients,
         )
         load_state(run.checkpoints, self.model, self.step.optimizer)
+        self.divergences = _divergences(run)
+        if len(self.divergences) > config.training.back_offs:
+            raise self._diverged()
         if worker.rank == 0:
             logger.info("device %s, precision %s (%s)", worker.device, "bf16" if bf16 else "fp32", reason)
 
@@ -153,29 +166,23 @@ class Trainer:
         start = time.monotonic()
         window: _Window | None = None
         totals = _Averages(self.worker.device)
+        sound: list[Tensor] = []  # by step, on the device
+        rows: list[Tensor] = []
         for batch in self._batches(slice_index):
             progress = self.config.training, self.position.images_seen, self.images_per_epoch
             radius = compared_radius(*progress, self.config.model.seen_box(self.store.info.box_size))
-            terms = self.step(batch, learning_rate(*progress), radius, early=is_early(*progress))
+            rate = learning_rate(*progress) * BACK_OFF ** len(self.divergences)
+            terms = self.step(batch, rate, radius, early=is_early(*progress))
             count = len(batch["images"])
             self.position.images_seen += count * self.worker.world_size
-            totals.add(terms, count)
+            sound.append(self.step.is_sound)
+            rows.append(batch["source_row"])
+            totals.add(terms, count, sound[-1])
             window = window or _Window(self)  # begins when data flow: waiting for the first is no measure of speed
-            window.add(terms, count)
+            window.add(terms, count, sound[-1])
         self.position.next_slice = slice_index + 1
         averages = totals.over_workers()
-        if not np.isfinite(averages["loss"]):
-            raise Diverged(
-                str(self.run.path),
-                f"the loss became {averages['loss']} within {self.position.images_seen:,} images",
-                "start a new run with a smaller --lr, or with --precision fp32",
-            )
-        if not torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all():
-            raise Diverged(
-                str(self.run.path),
-                f"the weights are no numbers any more after {self.position.images_seen:,} images",
-                "start a new run with a smaller --lr, or with --precision fp32",
-            )
+        self._look_at_skipped(torch.stack(sound).cpu().numpy(), rows, averages["loss"])
         metrics = {f"train_epoch/{name}": value for name, value in averages.items()}
         if part + 1 < self.order.slices_per_epoch:
             self._count_time(start)
@@ -186,6 +193,7 @@ class Trainer:
         if self.worker.rank == 0 and len(found.z):
             metrics |= self.convergence.since_last(self.model, found.z)
         self._count_time(start)
+        metrics |= {SKIPPED: self.position.skipped_steps} if self.position.skipped_steps else {}
         metrics |= {"perf/epoch_seconds": self.position.seconds - self._seconds_before()}
         metrics |= {"perf/total_seconds": self.position.seconds, "perf/gpu_hours": self.position.gpu_seconds / 3600}
         self.position.history.append({"kind": "epoch", "step": self.position.images_seen, **metrics})
@@ -193,6 +201,46 @@ class Trainer:
         if self.worker.rank == 0:
             self.reporter.epoch(self.position.images_seen, metrics, self.model, found.mean)
         return metrics
+
+    def _look_at_skipped(self, sound: Bool[np.ndarray, " steps"], rows: list[Tensor], loss: float) -> None:
+        """Count the steps that were left out; where they are too many, keep the evidence and go back or end."""
+        skipped = np.flatnonzero(~sound)
+        weights = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
+        if len(skipped):
+            self.position.skipped_steps += len(skipped)
+            first = ", ".join(map(str, rows[skipped[0]][:MOST_NAMED].tolist()))
+            found = f"{len(skipped)} of {len(sound)} steps were left out, since gradients were no numbers"
+            if self.worker.rank == 0:
+                logger.warning("%s; the first saw particles (source rows) %s ...", found, first)
+        if len(skipped) <= max(1, MOST_SKIPPED * len(sound)) and np.isfinite(loss) and weights.all():
+            return
+        evidence = {
+            "images_seen": self.position.images_seen,
+            "slice": self.position.next_slice - 1,
+            "steps": len(sound),
+            "skipped_steps": skipped.tolist(),
+            "loss": str(loss),
+            "lr": self.step.optimizer.param_groups[0]["lr"],
+            "source_rows_of_first": rows[skipped[0] if len(skipped) else -1].tolist(),
+        }
+        self.divergences.append(evidence)
+        if self.worker.rank == 0:
+            self.run.diverged_file.write_text(json.dumps(self.divergences, indent=1))
+        if len(self.divergences) > self.config.training.back_offs:
+            raise self._diverged()
+        raise BackedOff(
+            f"the training diverged within {self.position.images_seen:,} images; it goes on from its last checkpoint"
+            f" with {BACK_OFF ** len(self.divergences):g} of the learning rate (evidence: {self.run.diverged_file})"
+        )
+
+    def _diverged(self) -> Diverged:
+        last, count = self.divergences[-1], len(self.divergences) - 1
+        again = f", also with {BACK_OFF**count:g} of the learning rate" if count else ""
+        return Diverged(
+            str(self.run.path),
+            f"the training diverged within {last['images_seen']:,} images{again} (evidence: {self.run.diverged_file})",
+            "start a new run with a smaller --lr, or with --precision fp32",
+        )
 
     def _count_time(self, start: float) -> None:
         seconds = time.monotonic() - start
@@ -270,24 +318,28 @@ def validate(model: Model, batches: Batches, device: torch.device, *, bf16: bool
 
 
 class _Averages:
-    """Loss terms summed on the device, which is not waited for, weighted by the number of images."""
+    """Loss terms summed on the device, which is not waited for, weighted by the number of images, and that number."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums, self.count = torch.zeros(len(ElboTerms._fields), dtype=torch.float64, device=device), 0
+        self.sums = torch.zeros(len(ElboTerms._fields) + 1, dtype=torch.float64, device=device)
 
-    def add(self, terms: ElboTerms, count: int) -> None:
-        self.sums += torch.stack(terms).double() * count
-        self.count += count
+    def add(self, terms: ElboTerms, count: int, counts: Tensor | None = None) -> None:
+        """Add a batch, where it `counts`; None: it does."""
+        added = torch.cat([torch.stack(terms), terms.loss.new_ones(1)]).double() * count
+        self.sums += added if counts is None else torch.where(counts, added, 0)
+
+    @property
+    def count(self) -> int:
+        """Images that count; the device is waited for."""
+        return int(self.sums[-1])
 
     def here(self) -> dict[str, float]:
         """Averages of this worker's images."""
-        return dict(zip(ElboTerms._fields, (self.sums / max(self.count, 1)).tolist(), strict=True))
+        return dict(zip(ElboTerms._fields, (self.sums[:-1] / self.sums[-1].clamp_min(1)).tolist(), strict=True))
 
     def over_workers(self) -> dict[str, float]:
         """Averages over all workers' images; all must call it."""
-        counted = torch.cat([self.sums, self.sums.new_tensor([self.count])])
-        _sum_over_workers(counted)
-        self.sums, self.count = counted[:-1], int(counted[-1])
+        _sum_over_workers(self.sums)
         return self.here()
 
 
@@ -302,11 +354,11 @@ class _Window:
         self.averages = _Averages(self.trainer.worker.device)
         self.start, self.images = time.monotonic(), 0
 
-    def add(self, terms: ElboTerms, count: int) -> None:
+    def add(self, terms: ElboTerms, count: int, counts: Tensor) -> None:
         trainer = self.trainer
         if trainer.worker.rank != 0:
             return
-        self.averages.add(terms, count)
+        self.averages.add(terms, count, counts)
         self.images += count * trainer.worker.world_size
         elapsed = time.monotonic() - self.start
         if elapsed < trainer.config.resources.log_seconds:
@@ -323,6 +375,11 @@ class _Window:
         }
         trainer.reporter.interval(seen, metrics)
         self._restart()
+
+
+def _divergences(run: RunDirectory) -> list[dict[str, Any]]:
+    """Read what is known of every time that a run diverged."""
+    return json.loads(run.diverged_file.read_text()) if run.diverged_file.exists() else []
 
 
 def _sum_over_workers(tensor: Tensor) -> None:

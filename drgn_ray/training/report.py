@@ -16,6 +16,7 @@ from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
+SKIPPED = "train/skipped_steps"
 _SHOWN = (
     ("train_epoch/loss", "loss"),
     ("train_epoch/recon_loss", "recon"),
@@ -38,7 +39,9 @@ class Reporter(Protocol):
 
 
 def warning_of(metrics: Metrics) -> str:
-    """Say what is wrong with an epoch's latents; empty where nothing is."""
+    """Say what is wrong with an epoch; empty where nothing is."""
+    if metrics.get(SKIPPED):
+        return f"{metrics[SKIPPED]} steps were left out so far, since their gradients were no numbers; see run.log"
     if metrics.get("latent/active_dims") == 0 and metrics["epoch"] > 1:
         return "latents collapsed: no dimension tells particles apart; lower --beta, or train longer"
     return ""

@@ -1,8 +1,8 @@
 """What a run directory holds, and whether a command may go on in it.
 
-``config.yaml``, ``reproduce.sh``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``mlflow.json``, ``latents.npz``,
-``mlflow_outbox/`` (what MLflow's server was not told yet), ``analyze.N/``, ``landscape.N/``, ``start/`` (the run
-directory of the linear model that a network started from).
+``config.yaml``, ``reproduce.sh``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``diverged.json`` (where training
+diverged, if it did), ``mlflow.json``, ``latents.npz``, ``mlflow_outbox/`` (what MLflow's server was not told yet),
+``analyze.N/``, ``landscape.N/``, ``start/`` (the run directory of the linear model that a network started from).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class RunDirectory:
         self.log_file = self.path / "run.log"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.diverged_file = self.path / "diverged.json"
         self.latents_file = self.path / "latents.npz"
         self.mlflow_file = self.path / "mlflow.json"
         self.mlflow_outbox = self.path / "mlflow_outbox"
@@ -44,6 +45,7 @@ class RunDirectory:
         if self.config_file.exists() and not has_checkpoint(self.checkpoints):
             logger.info("%s: an earlier attempt left no checkpoint; it is begun anew", self.path)
             self.mlflow_file.unlink(missing_ok=True)
+            self.diverged_file.unlink(missing_ok=True)
         elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)
             if changed:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from drgn_ray.config import TrainingConfig
 from drgn_ray.models.elbo import ElboTerms, Sample
@@ -51,12 +52,16 @@ class Step:
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
+        self.is_sound = torch.ones((), dtype=torch.bool, device=self.device)
+        """Whether the gradients of the last step were numbers; if not, weights and moments stayed as they were."""
         self.parallel = model if world_size == 1 else _shared(model, compress_gradients=compress_gradients)
 
     def __call__(
         self, batch: Mapping[str, Tensor], lr: float, radius: int | None = None, *, early: bool = False
     ) -> ElboTerms:
         """Take a step; means over the batch, on the device, which is not waited for.
+
+        Where a gradient is no number, weights and moments stay as they are: see `is_sound`.
 
         Parameters
         ----------
@@ -87,6 +92,9 @@ class Step:
         if early:
             for parameter in self.model.late_parameters():
                 parameter.grad = None
+        # Of all workers' batches, so that all leave out the same steps; nothing waits for the device.
+        self.is_sound = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).isfinite()
+        vars(self.optimizer)["found_inf"] = (~self.is_sound).float()  # as torch.amp.GradScaler tells a fused optimiser
         self.optimizer.step()
         return ElboTerms(*means)
 
@@ -127,7 +135,7 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 def pinned(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put what a model looks at into memory that a GPU copies from while it computes."""
-    return {name: batch[name].pin_memory() for name in _LOOKED_AT}
+    return {**batch, **{name: batch[name].pin_memory() for name in _LOOKED_AT}}
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

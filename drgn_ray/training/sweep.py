@@ -250,7 +250,8 @@ def trial_at(sweep: Sweep, particles: str, num_particles: int, number: int, chos
         Its settings do not go together.
     """
     held_out = min(max(MOST_IMAGES / num_particles, LEAST_HELD_OUT), LARGEST_HELD_OUT)
-    base = {"resources.num_workers": 0, "resources.cpus_per_worker": 1, "data.val_fraction": held_out} | sweep.base
+    base = {"resources.num_workers": 0, "resources.cpus_per_worker": 1, "data.val_fraction": held_out}
+    base |= {"training.back_offs": 0} | sweep.base  # a trial that diverges is no trial of another learning rate
     if sweep.fidelity == "resolution":
         base[COARSE] = COARSE_SHARE
     name = f"trial_{number:0{len(str(sweep.num_trials))}d}"

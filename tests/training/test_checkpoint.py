@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from drgn_ray.training.checkpoint import (
     load_weights,
     newest_checkpoint,
     save_checkpoint,
+    set_damaged_aside,
 )
 
 
@@ -95,7 +98,7 @@ def test_there_is_no_pickle_in_it(tmp_path: Path) -> None:
     take_steps(model, optimizer, 1, seed=0)
     save_checkpoint(tmp_path, Position(1), model, optimizer, keep=1)
     names = {path.name for path in (tmp_path / "slice_000001").iterdir()}
-    assert names == {"model.safetensors", "optimizer.safetensors", "position.json"}
+    assert names == {"model.safetensors", "optimizer.safetensors", "position.json", "crc32.json"}
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -105,6 +108,38 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(RunError, match=r"model\.safetensors: this checkpoint is damaged .*; delete"):
         load_weights(tmp_path, model)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "position.json", "crc32.json"])
+def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
+    name: str, damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = network(0)
+    for next_slice in (1, 2):
+        take_steps(model, optimizer, 1, seed=next_slice)
+        save_checkpoint(tmp_path, Position(next_slice), model, optimizer, keep=2)
+    set_damaged_aside(tmp_path)
+    assert load_position(tmp_path).next_slice == 2
+    damage(tmp_path / "slice_000002" / name)
+    with caplog.at_level("WARNING"):
+        set_damaged_aside(tmp_path)
+    assert re.search("damaged_slice_000002 is damaged .*; the run goes on from the checkpoint before it", caplog.text)
+    assert load_position(tmp_path).next_slice == 1
+    load_state(tmp_path, model, optimizer)
+    flip_a_bit(tmp_path / "slice_000001" / "optimizer.safetensors")
+    with pytest.raises(RunError, match="the last of its checkpoints is damaged .*; train anew, in another -o"):
+        set_damaged_aside(tmp_path)
 
 
 def test_weights_of_a_run_without_checkpoint_are_refused(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +18,7 @@ from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig,
 from drgn_ray.distributed.train import train
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.particles.loader import stream_slice
+from drgn_ray.particles.order import ParticleOrder
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.training import step
 from drgn_ray.training.loop import Trainer, Worker, particle_order
@@ -135,8 +138,63 @@ def test_a_folder_with_something_else_in_it_is_refused(store_path: Path, tmp_pat
 
 
 def test_a_run_that_diverges_says_so(store_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="the loss became (nan|inf) within .* with a smaller --lr"):
-        run_to_the_end(settings(store_path, 3, lr=1e6), tmp_path / "run")
+    again = "also with 0.125 of the learning rate"
+    with pytest.raises(RunError, match=f"diverged within .* images, {again} .*diverged.json.* with a smaller --lr"):
+        run_to_the_end(settings(store_path, 3, lr=1e9), tmp_path / "run")
+    evidence = json.loads(RunDirectory(tmp_path / "run").diverged_file.read_text())
+    assert len(evidence) == 4
+    assert evidence[0]["lr"] > 7 * evidence[-1]["lr"]
+    assert evidence[0]["source_rows_of_first"]
+
+
+def spoiled(spoil: Callable[[int, int], bool]) -> Callable[..., Iterator[Mapping[str, Tensor]]]:
+    """Stream as usual, but with images that are no numbers in some batches, by their slice and number."""
+
+    def stream(
+        store: ParticleStore, order: ParticleOrder, slice_index: int, batch_size: int
+    ) -> Iterator[Mapping[str, Tensor]]:
+        for number, batch in enumerate(stream_slice(store, order, slice_index, batch_size)):
+            yield {**batch, "images": batch["images"] * np.nan} if spoil(slice_index, number) else batch
+
+    return stream
+
+
+def test_a_batch_that_spoils_the_gradient_is_left_out_and_counted(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("drgn_ray.distributed.train.stream_slice", spoiled(lambda part, batch: (part, batch) == (2, 1)))
+    config = settings(store_path, 3)
+    with caplog.at_level("INFO"):
+        run = run_to_the_end(config, tmp_path / "run")
+    assert all(weight.isfinite().all() for weight in final_weights(run).values())
+    epochs = lines(run, "epoch")
+    assert [line.get("train/skipped_steps", 0) for line in epochs] == [0, 1, 1]
+    assert np.isfinite([line["train_epoch/loss"] for line in epochs]).all()
+    (said,) = re.findall(r"1 of \d+ steps were left out.*source rows\) ([\d, ]+) \.\.\.", caplog.text)
+    store = ParticleStore(store_path)
+    batches = stream_slice(store, particle_order(config, store), 2, config.training.batch_size)
+    assert said.split(", ") == [str(row) for row in [*batches][1]["source_row"][:8].tolist()]
+    assert not run.diverged_file.exists()
+
+
+def test_a_training_that_diverges_goes_back_and_on_with_a_smaller_rate(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    passing = spoiled(lambda part, batch: part == 3 and not run.diverged_file.exists())
+    monkeypatch.setattr("drgn_ray.distributed.train.stream_slice", passing)
+    config = settings(store_path, 3)
+    with caplog.at_level("INFO"):
+        run_to_the_end(config, run.path)
+    assert "goes on from its last checkpoint with 0.5 of the learning rate" in caplog.text
+    assert [line["epoch"] for line in lines(run, "epoch")] == [1, 2, 3]
+    (evidence,) = json.loads(run.diverged_file.read_text())
+    assert evidence["slice"] == 3
+    assert len(evidence["skipped_steps"]) == evidence["steps"]
+    monkeypatch.undo()
+    undisturbed = run_to_the_end(config, tmp_path / "undisturbed")
+    rates = [[line["train/lr"] for line in lines(each, "interval")][-1] for each in (run, undisturbed)]
+    assert rates[0] == pytest.approx(rates[1] / 2)
 
 
 def test_a_run_without_a_checkpoint_may_be_begun_anew_with_other_settings(store_path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -164,3 +165,21 @@ def test_training_goes_on_from_an_early_checkpoint_as_if_it_had_not_stopped(tmp_
         take(seen, LR)
     for ours, expected in zip(models[1].parameters(), models[0].parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_a_step_whose_gradient_is_no_number_changes_nothing() -> None:
+    model = one_volume()
+    take = step.Step(model, TrainingConfig(), bf16=False)
+    before = weights_after(model, take, batch())
+    moments = copy.deepcopy(take.optimizer.state_dict()["state"])
+    assert take.is_sound
+    spoiled = batch()
+    spoiled["images"][3, 0, 0] = torch.inf
+    take(spoiled, LR)
+    assert not take.is_sound
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    for index, state in take.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(values, moments[index][name]) for name, values in state.items())
+    take(batch(), LR)
+    assert take.is_sound
+    assert not all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
