@@ -49,7 +49,10 @@ OBJECTIVES = {
     "fsc_over_consensus": ("the same, less that of one volume", 1),
     "fsc_over_permuted": ("the same, less that of another state's volume", 1),
 }
-ON_REQUEST = {"half_sets": ("FSC between trainings on either half of the particles", 1)}
+ON_REQUEST = {
+    "half_sets": ("FSC of trainings on either half for the same particles, less that for others", 1),
+    "half_sets_same": ("the former alone", 1),
+}
 DEFAULT = ("--zdim", 4, "--enc-dim", 256, "--dec-dim", 256, "--val-fraction", 0, "--workers", 0, "--no-analysis")
 SIDE, TRUE_SIDE = 32, 64  # px, of the images that are trained on, and of the truth
 TRUTHS = {"D/8": "FSC to half of Nyquist", "D/4": "FSC to Nyquist"}  # shells by the box of the truth
@@ -71,7 +74,9 @@ def main() -> int:
     truth, program = arguments.data / "adk_sim", arguments.data / "score.py"
     scores = [_score_trial(RunDirectory(sweep / "trials" / name), store, program, truth) for name in board.index]
     table = pd.concat([board, pd.DataFrame(scores, index=board.index)], axis=1)
-    finished = table[table["state"] == "finished"]
+    finished = table[table["state"] == "finished"].copy()
+    if "half_sets" in finished:
+        finished["half_sets_same"] = [_agreement_of_halves(sweep / "halves" / name) for name in finished.index]
     text = "\n\n".join(
         [
             _correlations(table, OBJECTIVES),
@@ -133,6 +138,11 @@ def _score_trial(run: RunDirectory, store: ParticleStore, program: Path, truth: 
     }
     done.write_text(json.dumps(kept))
     return kept
+
+
+def _agreement_of_halves(folder: Path) -> float:
+    """FSC of volumes of the same particles, mean of the shells below Nyquist."""
+    return float(pd.read_csv(folder / "volumes.csv")["same_particle"][1:-1].mean())
 
 
 def _beside_default(folder: Path, table: pd.DataFrame, store: ParticleStore, program: Path, truth: Path) -> str:

@@ -49,7 +49,7 @@ class Arguments:
     """Then train the winner in full, with no more particles held out than `train` does, in OUTPUT/promoted."""
     rank_by: Literal["gain", "back_projection", "half_sets"] = "gain"
     """What chooses the winner of the trials that finished: gain; or what takes longer and follows the search: how far
-    volumes of states agree with back-projections of their particles, or volumes of trainings on either half set."""
+    volumes agree with back-projections of particles near them, or trainings on either half with each other."""
     no_analysis: bool = False
     """Leave out latents, volumes and explorer of the winner."""
 

@@ -15,7 +15,7 @@ import torch
 
 from drgn_ray.analysis.latent_space import cluster
 from drgn_ray.analysis.run import load_run
-from drgn_ray.analysis.run_agreement import SAME, compare_runs
+from drgn_ray.analysis.run_agreement import ANOTHER, SAME, compare_runs
 from drgn_ray.analysis.run_report import write_agreement
 from drgn_ray.analysis.support import CONSENSUS
 from drgn_ray.distributed.decode import decode_runs
@@ -81,7 +81,10 @@ def _over_consensus(directory: SweepDirectory, trial: Trial) -> float:
 
 
 def _between_halves(directory: SweepDirectory, trial: Trial) -> float:
-    """FSC of the volumes that two runs decode for the same particles, each trained on one half of all."""
+    """FSC of the volumes that two runs, each trained on one half, decode for the same particles, less that for others.
+
+    The FSC itself is largest where every particle gets the same volume, which halves agree on best (`docs/sweeps.md`).
+    """
     halves = directory.path / "halves" / trial.name
     store = ParticleStore(trial.config.particles)
     runs = [RunDirectory(halves / f"half{half}") for half in (1, 2)]
@@ -97,7 +100,8 @@ def _between_halves(directory: SweepDirectory, trial: Trial) -> float:
         found = compare_runs([load_run(run.path) for run in runs], NUM_VOLUMES, decode)
     write_agreement(halves, found)
     (of_pair,) = found.volumes.values()
-    return float(of_pair.curves[SAME][1 : found.box_size // 2].mean())
+    same, another = (of_pair.curves[name][1 : found.box_size // 2].mean() for name in (SAME, ANOTHER))
+    return float(same - another)
 
 
 def _embedded(run: RunDirectory, store: ParticleStore) -> Latents:

@@ -28,6 +28,7 @@ from drgn_ray.particles.store import ParticleStore
 
 T = TypeVar("T")
 SLICE_COLUMN = "slice"
+CPUS_OF_READING = 0.5  # of a task: what workers leave of each machine has room for one (`trainer.SLIVER`)
 WAIT_SECONDS = 300.0  # for a block, whose reading takes one
 _COLUMN_BYTES = 128  # a row without its image, roughly
 
@@ -90,7 +91,8 @@ def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: in
 def slice_dataset(store: ParticleStore, order: ParticleOrder, first_slice: int) -> ray.data.Dataset:
     """Make a dataset whose n-th execution is slice `first_slice` + n."""
     image_bytes = store.info.box_size**2 * np.dtype(store.info.dtype).itemsize
-    return ray.data.read_datasource(SliceSource(store.path, order, first_slice, image_bytes))
+    source = SliceSource(store.path, order, first_slice, image_bytes)
+    return ray.data.read_datasource(source, ray_remote_args={"num_cpus": CPUS_OF_READING})
 
 
 def stream_batches(shard: DataIterator, slice_index: int, batch_size: int) -> Iterator[Mapping[str, Tensor]]:

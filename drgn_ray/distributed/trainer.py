@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from drgn_ray import config as settings
 from drgn_ray.distributed.cluster import connected, resource_picture, user_error_in
@@ -32,6 +32,10 @@ from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
+HUNG_SECONDS = 60  # after which a worker that does not answer is ended, and all begin again from the checkpoint
+COLLECTIVE_SECONDS = 600.0  # for which workers wait for each other's gradients, if Ray did not notice before
+# More than a CPU that each worker takes, so that a machine's last one is never a worker's: reading needs half of it.
+SLIVER = 0.001
 _BOOKKEEPING = ".ray_train_"
 
 
@@ -115,7 +119,8 @@ def _fit(
         set_damaged_aside(run.checkpoints)
         return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
 
-    per_worker = {"CPU": resources.cpus} | ({"GPU": 1} if resources.use_gpu else {})
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(HUNG_SECONDS))
+    per_worker = {"CPU": resources.cpus + SLIVER} | ({"GPU": 1} if resources.use_gpu else {})
     drop_bookkeeping(run)
     # Ray Train wants a folder that all machines see, though checkpoints are ours.
     with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
@@ -128,6 +133,7 @@ def _fit(
                 "cpus": resources.cpus,
             },
             datasets={"train": remaining_slices},
+            torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),  # type: ignore[arg-type]
             scaling_config=ScalingConfig(
                 num_workers=resources.num_workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
             ),

@@ -115,6 +115,8 @@ def set_damaged_aside(folder: Path) -> None:
 
 def _damage(checkpoint: Path) -> str:
     """Say what is wrong with a checkpoint; empty where nothing is."""
+    if not (checkpoint / _CHECKSUMS).exists():  # of a version that wrote none
+        return ""
     try:
         for name, checksum in json.loads((checkpoint / _CHECKSUMS).read_text()).items():
             if _crc32(checkpoint / name) != checksum:

@@ -16,7 +16,7 @@ from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, SweepDirectory
 RankBy = Literal["gain", "back_projection", "half_sets"]
 ON_REQUEST = {
     "back_projection": "FSC of eight states with back-projections of the particles near them, less that of one volume",
-    "half_sets": "FSC of volumes decoded for the same particles by two trainings on a half of the particles each",
+    "half_sets": "FSC of volumes that trainings on either half decode for the same particles, less that for others",
 }
 _UNENDED = ("waiting", "running")
 _SHOWN = ("trial", "state", "on_front", "epochs", *ON_REQUEST, "gain", "behind", "recon_loss", "kld", "minutes")

@@ -1,0 +1,123 @@
+"""A Ray cluster of several machines on one: a head and a second raylet, each of which can be killed and started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from servers import free_ports
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+class Machine:
+    """What `ray start --block` runs."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.command, self.environment = command, environment
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.command,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """End all its processes at once, as a machine does whose power fails."""
+        parent = psutil.Process(self.process.pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+
+    def kill_raylet(self) -> None:
+        """Kill the raylet alone; what it started notices that itself."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if process.name() == "raylet":
+                process.kill()
+                return
+        raise AssertionError("there is no raylet")
+
+
+class Machines:
+    """A head and a second machine, of two CPUs each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, client, agent = free_ports(3)
+        self.address = f"127.0.0.1:{self.port}"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            **{"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"},
+        }
+        common = ["--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]
+        self.head = Machine(
+            [str(RAY), "start", "--head", *common, "--port", str(self.port), "--temp-dir", str(folder)]
+            + ["--include-dashboard", "false", "--ray-client-server-port", str(client)]
+            + ["--dashboard-agent-listen-port", str(agent)],
+            self.environment,
+        )
+        self._await("head")
+        self.second = Machine([str(RAY), "start", *common, "--address", self.address], self.environment)
+        self._await_cpus(4)
+
+    def _await(self, what: str) -> None:
+        self._await_cpus(2)
+
+    def _await_cpus(self, count: int) -> None:
+        deadline = time.monotonic() + 120
+        while self.num_cpus() < count:
+            assert time.monotonic() < deadline, f"{count} CPUs did not come up"
+            time.sleep(0.5)
+
+    def num_cpus(self) -> int:
+        """CPUs of the machines that are alive, as the head says."""
+        code = (
+            "import ray; ray.init(logging_level='ERROR', log_to_driver=False);"
+            "print(int(ray.cluster_resources().get('CPU', 0)))"
+        )
+        environment = self.environment | {"RAY_ADDRESS": self.address}
+        said = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        return int(said.stdout.strip() or 0) if said.returncode == 0 else 0
+
+    def stop(self) -> None:
+        for machine in (self.second, self.head):
+            if machine.process.poll() is None:
+                machine.kill()
+
+
+@contextmanager
+def machines() -> Iterator[Machines]:
+    """Start them, and leave nothing."""
+    folder = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
+    both = Machines(folder)
+    try:
+        yield both
+    finally:
+        both.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def workers_of(machine: Machine) -> list[psutil.Process]:
+    """Training workers that a machine runs."""
+    children = psutil.Process(machine.process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+__all__ = ["Machine", "Machines", "machines", "signal", "workers_of"]
