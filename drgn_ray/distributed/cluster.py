@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from drgn_ray.errors import UserError
+from drgn_ray.errors import ResourceError, UserError
 
 logger = logging.getLogger(__name__)
+ANSWER_SECONDS = 5.0
+MOST_SHOWN = 300  # characters
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,10 +52,38 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False
         )
+    _say_errors_briefly()
+    head = ray.get_runtime_context().gcs_address
     try:
         yield
+    except RayError as error:
+        if user_error_in(error) is None and not _answers(head):
+            remedy = "when a cluster is there again, the same command goes on from the last checkpoint"
+            raise ResourceError(f"Ray at {head}", "it does not answer any more", remedy) from error
+        raise
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _say_errors_briefly() -> None:
+    """Log the first line of what machines report, of which Ray prints pages though it is told to be quiet."""
+    from ray._private import worker
+
+    def say(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        del ignore_prefix
+        for message in data["lines"]:
+            logger.warning("Ray: %s", message.strip().partition("\n")[0][:MOST_SHOWN])
+
+    worker.print_to_stdstream = say
 
 
 def resource_picture() -> str:

@@ -15,7 +15,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from drgn_ray import config as settings
@@ -140,6 +140,7 @@ def _fit(
             run_config=RunConfig(
                 name=run.path.name,
                 storage_path=bookkeeping,
+                callbacks=[_SaysFailures(run)],
                 failure_config=FailureConfig(
                     max_failures=MAX_FAILURES + config.training.back_offs, controller_failure_limit=MAX_FAILURES
                 ),
@@ -154,6 +155,22 @@ def _fit(
             raise KeyboardInterrupt from None
     if diverged is not None:
         raise diverged
+
+
+class _SaysFailures(UserCallback):
+    """Says, in the process that starts workers again, why it does."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """See `UserCallback`; a training that backs off has said so."""
+        for rank, error in worker_exceptions.items():
+            if "BackedOff" in str(error):
+                continue
+            reason = next(reversed(str(error).strip().splitlines()), type(error).__name__)
+            with self.run.log_file.open("a") as log:
+                log.write(f"worker {rank} failed ({reason}); all begin again from the last checkpoint\n")
 
 
 class _Trainer(TorchTrainer):

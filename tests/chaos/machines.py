@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -116,8 +116,11 @@ def machines() -> Iterator[Machines]:
 
 def workers_of(machine: Machine) -> list[psutil.Process]:
     """Training workers that a machine runs."""
-    children = psutil.Process(machine.process.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(machine.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # or a zombie by now
+            found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
+    return found
 
 
 __all__ = ["Machine", "Machines", "machines", "signal", "workers_of"]
