@@ -224,6 +224,8 @@ class ResourcesConfig(Settings):
 
     num_workers: Annotated[NonNegativeInt, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes, one a GPU where there are GPUs; 0 trains in this process, without Ray."""
+    await_gpus: bool = False
+    """Train on GPUs alone: wait until the cluster has one for every worker, which its autoscaler is asked for."""
     cpus_per_worker: PositiveInt | None = None
     """CPUs reserved (and threads used) by a worker; None: what the machines have less one for reading, shared out."""
     compress_gradients: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -12,9 +14,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+
+MLFLOW_SCRIPT = Path(__file__).parents[1] / "docs" / "clusters" / "mlflow_server.sh"
 
 
 def free_ports(count: int) -> list[int]:
@@ -39,21 +48,138 @@ def own_ray(num_cpus: int) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-class MlflowServer:
-    """An MLflow server that can be away for a while."""
+@contextmanager
+def own_postgres() -> Iterator[str]:
+    """A PostgreSQL that listens on a socket file alone; gives the address of its database."""
+    found = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    if not any(found):
+        pytest.skip("PostgreSQL is not here (no initdb)")
+    programs = Path(next(filter(None, found))).resolve().parent
+    who = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}  # it refuses root
+    folder = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
+    if who:
+        shutil.chown(folder, who["user"], who["group"])
+    data, quiet = str(folder / "data"), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    make = [str(programs / "initdb"), "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync"]
+    subprocess.run(make, check=True, **quiet, **who)
+    serve = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"]
+    process = subprocess.Popen(serve, **quiet, **who)
+    deadline = time.monotonic() + 60
+    while not (folder / ".s.PGSQL.5432").exists():
+        assert process.poll() is None, "PostgreSQL ended"
+        assert time.monotonic() < deadline, "PostgreSQL did not come up"
+        time.sleep(0.1)
+    try:
+        yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
+    finally:
+        process.send_signal(signal.SIGINT)  # which is its word for an end now, and in order
+        process.wait(30)
+        shutil.rmtree(folder)
 
-    def __init__(self, folder: Path) -> None:
+
+@dataclass(frozen=True)
+class Head:
+    """A head of a Ray cluster on loopback, and the environment of programs that it lets in."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def ask(self, path: str) -> Any:
+        """What its interface for jobs says."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        with urlopen(
+            Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}), timeout=5
+        ) as said:
+            return json.load(said)
+
+
+@contextmanager
+def own_head(num_cpus: int, autoscaler: dict[str, Any] | None = None) -> Iterator[Head]:
+    """A head that asks for a token, as in the recipes for clusters.
+
+    Parameters
+    ----------
+    autoscaler
+        Kinds of machines that its autoscaler pretends to rent: raylets on this machine.
+    """
+    port, dashboard, client, agent = free_ports(4)
+    folder = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
+    (folder / "token").write_text(secrets.token_hex(32))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{folder}/token", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"),
+        *("--port", str(port), "--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1"),
+        *("--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)),
+        *("--num-cpus", str(num_cpus), "--temp-dir", str(folder)),
+    ]
+    if autoscaler is not None:
+        (folder / "cluster.json").write_text(json.dumps(_pretended(f"127.0.0.1:{port}", num_cpus, autoscaler)))
+        environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        command.append(f"--autoscaling-config={folder}/cluster.json")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                head.ask("/api/jobs/")
+                break
+            except (URLError, OSError):
+                assert process.poll() is None, "the head ended"
+                assert time.monotonic() < deadline, "the head did not come up"
+                time.sleep(0.5)
+        yield head
+    finally:
+        its_own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        for straggler in psutil.wait_procs(its_own, timeout=5)[1]:
+            straggler.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pretended(address: str, num_cpus: int, kinds: dict[str, Any]) -> dict[str, Any]:
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    head = {"resources": {"CPU": num_cpus}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "pretended",
+        "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
+        "max_workers": 2,
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1,
+        "head_node_type": "head",
+        "available_node_types": {"head": head, **{name: {"node_config": {}, **kind} for name, kind in kinds.items()}},
+        **{f"{name}_commands": [] for name in commands},
+        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        "file_mounts_sync_continuously": False,
+    }
+
+
+class MlflowServer:
+    """An MLflow server as clusters have it, which can be away for a while.
+
+    Parameters
+    ----------
+    database
+        Where its records are; None: in a file in the folder.
+    """
+
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         (port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{port}"
-        stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-        where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        self.command = [sys.executable, "-m", "mlflow", "server", *stores, *where]
+        self.command = ["bash", str(MLFLOW_SCRIPT), f"127.0.0.1:{port}", str(folder), "--workers", "1"]
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder}/mlflow.db",
+        }
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True, **quiet)
         deadline = time.monotonic() + 120
         while not self.answers():
             assert self.process.poll() is None, "the server ended"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from drgn_ray.errors import ResourceError, UserError
@@ -17,6 +19,8 @@ from drgn_ray.errors import ResourceError, UserError
 logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0
 MOST_SHOWN = 300  # characters
+PATIENCE_SECONDS = 900.0  # that machines have to come: in a cloud they are rented, started and set up
+SAID_SECONDS = 30.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,6 +48,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        await_machines("CPU", 1)  # a cluster that grows from nothing has a head where no work goes
     else:
         logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
         # It warns that a new cluster of our own is protected by a token, which is as it should be.
@@ -84,6 +89,40 @@ def _say_errors_briefly() -> None:
             logger.warning("Ray: %s", message.strip().partition("\n")[0][:MOST_SHOWN])
 
     worker.print_to_stdstream = say
+
+
+def await_machines(resource: str, count: int) -> None:
+    """Wait until the cluster has so many CPUs or GPUs; where it has an autoscaler, this is asked for them.
+
+    Raises
+    ------
+    ResourceError
+        They did not come in `PATIENCE_SECONDS`.
+    """
+    if _has(resource) >= count:
+        return
+    request_resources(bundles=[{resource: 1}] * count)
+    start = said = time.monotonic()
+    logger.info("waiting for machines with %d %s in all; there are %g", count, resource, _has(resource))
+    try:
+        while _has(resource) < count:
+            time.sleep(1)
+            now = time.monotonic()
+            if now - start > PATIENCE_SECONDS:
+                raise ResourceError(
+                    f"{count} {resource}",
+                    f"in {PATIENCE_SECONDS / 60:g} minutes {_has(resource):g} came",
+                    "give the same command again, ask for fewer, or see in `ray status` what the cluster may have",
+                )
+            if now - said > SAID_SECONDS:
+                said = now
+                logger.info("still waiting: %g of %d %s are there", _has(resource), count, resource)
+    finally:
+        request_resources(bundles=[])  # else machines would stay when all is done
+
+
+def _has(resource: str) -> float:
+    return ray.cluster_resources().get(resource, 0)
 
 
 def resource_picture() -> str:

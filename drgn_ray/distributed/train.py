@@ -35,6 +35,10 @@ def check(config: settings.RunConfig, store: ParticleStore) -> None:
             "pass a smaller one, or leave it out",
         )
     workers = config.resources.num_workers
+    if config.resources.await_gpus and (config.model.is_fitted or not workers):
+        raise ConfigError(
+            "--await-gpus", "it is of networks that Ray trains", "leave it out, or pass --workers 1 or more"
+        )
     if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
         raise ConfigError(
             f"--batch-size {config.training.batch_size}",

@@ -19,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from drgn_ray import config as settings
-from drgn_ray.distributed.cluster import connected, resource_picture, user_error_in
+from drgn_ray.distributed.cluster import await_machines, connected, resource_picture, user_error_in
 from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError
@@ -96,6 +96,8 @@ def train_on_ray(
 ) -> None:
     """Train what is left of a run with as many workers as its settings say, see `drgn_ray.distributed.train`."""
     with connected(num_cpus=own_cpus(config.resources)):
+        if config.resources.await_gpus:
+            await_machines("GPU", config.resources.num_workers)
         resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         logger.info(
             "workers: %d, each with CPUs: %d%s",

@@ -28,7 +28,7 @@ from torch import Tensor
 from drgn_ray.analysis.sweep_figures import write_figures
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed import groups
-from drgn_ray.distributed.cluster import connected
+from drgn_ray.distributed.cluster import await_machines, connected
 from drgn_ray.distributed.linear import train_linear
 from drgn_ray.distributed.population import Population, donated, go_on_from_donor
 from drgn_ray.distributed.searcher import Names
@@ -130,6 +130,8 @@ def run_sweep(directory: SweepDirectory, sweep: Sweep, parent: TrackedRun, gpus_
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     resources = trials[0].config.resources
     with connected(num_cpus=own_cpus(resources) if resources.num_workers else None):
+        if resources.await_gpus:
+            await_machines("GPU", max(resources.num_workers, 1))
         cpus, nodes = resources.cpus_per_worker or 1, [node["Resources"] for node in ray.nodes() if node["Alive"]]
         slots = plan_slots(cpus, gpus_per_trial, nodes, resources.num_workers)
         _fit_reference(directory, trials[0].config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from drgn_ray.particles.store import ParticleStore
 from jobs.cli import main
 
 BUCKET = "s3://particles"
+TINY = "--enc-dim 16 --enc-layers 1 --dec-dim 16 --dec-layers 1 --pe-dim 4"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,27 @@ def test_a_store_made_in_s3_of_particles_in_s3_is_the_local_one(
     assert store.info.contrast == local.info.contrast
     np.testing.assert_array_equal(store.read_images(slice(50, 150)), local.read_images(slice(50, 150)))
     assert store.table().equals(local.table())
+
+
+def test_training_from_a_store_in_s3_is_that_from_a_local_one(
+    s3: fsspec.AbstractFileSystem, store_path: Path, tmp_path: Path, two_cpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = f"{BUCKET}/trained.zarr"
+    s3.put(str(store_path), remote, recursive=True)
+    train = ["train", "--no-analysis", "--zdim", "2", "-n", "2", *TINY.split(), "-o"]
+    for name, place in (("here", str(store_path)), ("there", remote)):
+        assert main([*train, str(tmp_path / name), place, "--workers", "0"]) == 0
+    assert losses(tmp_path / "there") == losses(tmp_path / "here")
+    assert main([*train, str(tmp_path / "on_ray"), remote, "--workers", "1", "--cpus-per-worker", "1"]) == 0
+    np.testing.assert_allclose(losses(tmp_path / "on_ray"), losses(tmp_path / "here"), rtol=0.02)
+
+    assert main([*train, f"{BUCKET}/run", remote, "--workers", "0"]) == 2
+    assert "a run directory is a folder that all machines see, not a URL" in capsys.readouterr().err
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["train_epoch/loss"] for line in lines if line["kind"] == "epoch"]
 
 
 def test_an_interrupted_conversion_in_s3_goes_on(

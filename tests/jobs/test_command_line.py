@@ -105,6 +105,13 @@ def test_a_refused_training_leaves_no_run_behind(
     assert not run.exists()
 
 
+def test_waiting_for_gpus_without_ray_is_refused(
+    store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(store_path), "-o", str(tmp_path / "a"), "--workers", "0", "--await-gpus"]) == 2
+    assert "--await-gpus: it is of networks that Ray trains; leave it out, or pass" in capsys.readouterr().err
+
+
 def test_a_tracking_server_that_is_not_there_is_one_sentence(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
