@@ -40,6 +40,10 @@ class StoreError(UserError):
     """A particle store that is missing, unfinished or damaged."""
 
 
+class StorageError(UserError):
+    """Storage that does not read or write: away, full, or not ours to write."""
+
+
 class ConfigError(UserError):
     """A setting that is out of range, unknown, or disagrees with an earlier one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -27,6 +28,9 @@ COMMANDS = {
     "export": "a selection of particles back to STAR, CS, MRC; a run for cryoDRGN's tools",
     "ui": "open the MLflow interface on your runs",
 }
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # what storage refuses
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +85,13 @@ def run_command(body: Callable[[], None]) -> int:
     except UserError as error:
         sys.stdout.flush()
         print(f"drgn-ray: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        sys.stdout.flush()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"drgn-ray: {where}{error.strerror}; mend that, and give the same command again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("drgn-ray: interrupted; the same command goes on where it was.", file=sys.stderr)

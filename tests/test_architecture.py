@@ -14,7 +14,7 @@ from jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"drgn_ray", "drgn_ray.errors", "drgn_ray.units", "drgn_ray.config", "drgn_ray.progress"},
+    {"drgn_ray", "drgn_ray.errors", "drgn_ray.units", "drgn_ray.config", "drgn_ray.progress", "drgn_ray.patience"},
     {"drgn_ray.physics"},
     {"drgn_ray.particles"},
     {"drgn_ray.models"},

@@ -24,7 +24,7 @@ from drgn_ray.distributed.cluster import resource_picture
 from drgn_ray.errors import ResourceError
 from drgn_ray.particles.loader import Rows, read_block, rebatch
 from drgn_ray.particles.order import Block, ParticleOrder
-from drgn_ray.particles.store import ParticleStore
+from drgn_ray.particles.store import ParticleStore, reopen
 
 T = TypeVar("T")
 SLICE_COLUMN = "slice"
@@ -76,7 +76,7 @@ class SliceSource(Datasource):
 @lru_cache(maxsize=4)
 def _opened(store_path: str) -> ParticleStore:
     """Open a store once a process: its files are listed and its columns read at the first task only."""
-    return ParticleStore(store_path)
+    return reopen(store_path)
 
 
 def _reader(store_path: str, order: ParticleOrder, block: Block, slice_index: int):

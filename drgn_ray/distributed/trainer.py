@@ -23,12 +23,12 @@ from drgn_ray.distributed.cluster import await_machines, connected, resource_pic
 from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError
-from drgn_ray.particles.store import ParticleStore
+from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.training.checkpoint import load_position, set_damaged_aside
 from drgn_ray.training.embed import pending_start
 from drgn_ray.training.loop import BackedOff, Diverged, Trainer, Worker, particle_order
 from drgn_ray.training.report import MakeReporter
-from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.run_directory import LogFile, RunDirectory
 
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -207,14 +207,14 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
     context = ray.train.get_context()
     ours = logging.getLogger("drgn_ray")  # and no one else's: Ray logs every report
     ours.setLevel(logging.INFO)
-    ours.addHandler(logging.FileHandler(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler())
+    ours.addHandler(LogFile(run.log_file) if context.get_world_rank() == 0 else logging.StreamHandler())
     config = settings.RunConfig.model_validate(loop["config"])
     torch.set_num_threads(int(loop["cpus"]))  # type: ignore[arg-type]
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     batch_size = config.training.batch_size // worker.world_size
-    store = ParticleStore(config.particles)
+    store = reopen(config.particles)
     trainer = Trainer(
         config,
         store,

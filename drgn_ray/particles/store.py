@@ -26,6 +26,7 @@ from zarr.codecs import Crc32cCodec
 
 from drgn_ray.errors import StoreError
 from drgn_ray.particles.schema import COLUMN, COLUMNS
+from drgn_ray.patience import patiently
 
 FORMAT, FORMAT_VERSION = "drgn_ray.particles", 2
 CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 25
@@ -292,11 +293,27 @@ class ParticleStore:
         return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self)))
 
     def read_images(self, rows: slice) -> Float[np.ndarray, "n D D"]:
-        """Images of consecutive rows, as stored."""
+        """Images of consecutive rows, as stored; storage that fails is waited for (`drgn_ray.patience`)."""
+        return patiently(self.path, lambda: self._read_images(rows))
+
+    def _read_images(self, rows: slice) -> Float[np.ndarray, "n D D"]:
         try:
-            return np.asarray(self.images[rows])
+            images = np.asarray(self.images[rows])
         except ValueError as error:  # zarr's word for a checksum that does not match
             raise self._damaged(f"rows {rows.start} to {rows.stop} are damaged ({error})") from error
+        if not images.any(axis=(1, 2)).all():
+            self._check_shards(rows)
+        return images
+
+    def _check_shards(self, rows: slice) -> None:
+        """Find out whether images are zeros, or their files away, which Zarr reads as zeros."""
+        assert self.images.shards is not None
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        size = self.images.shards[0]
+        for shard in range(rows.start // size, -(-rows.stop // size)):
+            name = f"images/c/{shard}/0/0"
+            if not filesystem.exists(f"{root}/{name}"):
+                raise FileNotFoundError(f"{name} is not there")
 
     @cached_property
     def columns(self) -> dict[str, Shaped[np.ndarray, " N *row"]]:
@@ -328,6 +345,18 @@ class ParticleStore:
         """Read all original tables by name."""
         names = [name.removesuffix(".parquet") for name in self._files if name.endswith(".parquet")]
         return {name: self.table(name) for name in names}
+
+
+def reopen(path: str) -> ParticleStore:
+    """Open a store that was there a while ago; storage that fails is waited for (`drgn_ray.patience`)."""
+
+    def attempt() -> ParticleStore:
+        try:
+            return ParticleStore(path)
+        except StoreError as error:
+            raise OSError(str(error)) from error
+
+    return patiently(path, attempt)
 
 
 def _attributes(path: str) -> dict[str, Any] | None:

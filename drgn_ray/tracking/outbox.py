@@ -24,6 +24,8 @@ from mlflow.protos.databricks_pb2 import (
 )
 from requests.exceptions import RequestException
 
+from drgn_ray.patience import patiently
+
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
 _AWAY = {ErrorCode.Name(code) for code in (INTERNAL_ERROR, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE)}
@@ -51,9 +53,18 @@ class Outbox:
         if not self.file.exists() and self._told(message):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked() as file:
-            file.write(json.dumps(message) + "\n")
+        patiently(self.folder, lambda: self._keep(message))
         self.flush()
+
+    def _keep(self, message: Message) -> None:
+        with self._locked() as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                file.write(json.dumps(message) + "\n")
+                file.flush()
+            except OSError:
+                file.truncate(size)  # half a message
+                raise
 
     def flush(self, *, now: bool = False) -> int:
         """Deliver what waits, if the server answers; return how many messages still wait.

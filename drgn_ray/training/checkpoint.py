@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from drgn_ray.errors import RunError
+from drgn_ray.patience import patiently
 
 logger = logging.getLogger(__name__)
 _PREFIX, _DAMAGED = "slice_", "damaged_"
@@ -57,14 +58,25 @@ class Position:
 def save_checkpoint(
     folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer | None, keep: int
 ) -> None:
-    """Write a checkpoint atomically, then drop all but the `keep` newest; without an optimiser it is an end."""
+    """Write a checkpoint atomically, then drop all but the `keep` newest; without an optimiser it is an end.
+
+    Storage that fails is waited for (`drgn_ray.patience`).
+    """
+    patiently(folder, lambda: _write_checkpoint(folder, position, model, optimizer))
+    for old in _finished(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)  # what stays is dropped next time
+
+
+def _write_checkpoint(
+    folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> None:
     final = folder / f"{_PREFIX}{position.next_slice:06d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_contiguous(model.state_dict()), partial / "model.safetensors")
+    _save(partial / "model.safetensors", model.state_dict())
     if optimizer is not None:
-        save_file(_contiguous(_moments(model, optimizer)), partial / "optimizer.safetensors")
+        _save(partial / "optimizer.safetensors", _moments(model, optimizer))
     (partial / "position.json").write_text(json.dumps(asdict(position)))
     (partial / _CHECKSUMS).write_text(json.dumps({file.name: _crc32(file) for file in partial.iterdir()}))
     for file in (*partial.iterdir(), partial):
@@ -72,8 +84,6 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _sync(folder)
-    for old in _finished(folder)[:-keep]:
-        shutil.rmtree(old)
 
 
 def adopt_checkpoint(folder: Path, donated: Path) -> None:
@@ -211,5 +221,8 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
     return {f"{names[index]}/{key}": value for index, moments in state.items() for key, value in moments.items()}
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _save(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # as of a full disk
+        raise OSError(str(error)) from error

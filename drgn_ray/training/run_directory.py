@@ -8,8 +8,9 @@ diverged, if it did), ``mlflow.json``, ``latents.npz``, ``mlflow_outbox/`` (what
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
@@ -17,6 +18,20 @@ from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+class LogFile(logging.FileHandler):
+    """A log file that a full disk leaves with a line less, and the console without a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """See `logging.Handler`."""
+        with suppress(OSError):
+            super().close()
 
 
 class RunDirectory:
@@ -63,7 +78,7 @@ class RunDirectory:
     @contextmanager
     def log_to_file(self) -> Iterator[None]:
         """Append what is logged to ``run.log`` too."""
-        handler, ours = logging.FileHandler(self.log_file), logging.getLogger("drgn_ray")
+        handler, ours = LogFile(self.log_file), logging.getLogger("drgn_ray")
         ours.addHandler(handler)
         try:
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_store import BOX_SIZE, NUM_PARTICLES, SHARD_ROWS, write_numbered
 
-from drgn_ray.errors import StoreError
+from drgn_ray import patience
+from drgn_ray.errors import StorageError, StoreError
 from drgn_ray.particles import store as store_module
-from drgn_ray.particles.store import ParticleStore, StoreWriter
+from drgn_ray.particles.store import ParticleStore, StoreWriter, reopen
 
 EXAMPLES = int(os.environ.get("DRGN_RAY_FUZZ_EXAMPLES", "120"))
 
@@ -151,3 +153,30 @@ def test_every_small_file_and_table_has_its_digest(whole: Path, files: list[Path
     assert digests == names - chunks - {"zarr.json"}
     assert len(np.unique([name.split("/")[0] for name in chunks])) + 2 == len(digests) + 1
     assert NUM_PARTICLES > SHARD_ROWS
+
+
+def test_storage_that_is_away_for_a_while_is_waited_for_and_never_read_as_zeros(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.05)
+    path, away = tmp_path / "store.zarr", tmp_path / "away"
+    shutil.copytree(whole, path)
+    store = ParticleStore(path)
+    before = store.read_images(slice(5, 900))
+    path.rename(away)
+    back = threading.Timer(0.5, away.rename, [path])
+    back.start()
+    assert (store.read_images(slice(5, 900)) == before).all()
+    assert "store.zarr: waiting for its storage (images/c/0/0/0 is not there)" in caplog.text
+    back.join()
+
+    path.rename(away)
+    back = threading.Timer(0.5, away.rename, [path])
+    back.start()
+    assert (reopen(str(path)).read_images(slice(5, 900)) == before).all()
+    back.join()
+
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
+    (path / "images" / "c" / "1" / "0" / "0").unlink()
+    with pytest.raises(StorageError, match=r"its storage failed for 0 s \(images/c/1/0/0 is not there\)"):
+        store.read_images(slice(5, 900))

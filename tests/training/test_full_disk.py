@@ -1,0 +1,93 @@
+"""A disk that is full for a while costs nothing, and one that stays full ends a training with a sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from test_loop import final_weights, lines, run_to_the_end, settings
+
+from drgn_ray import patience
+from drgn_ray.distributed.train import train
+from drgn_ray.errors import StorageError
+from drgn_ray.training.report import LogReporter
+from drgn_ray.training.run_directory import RunDirectory
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system, which could be filled")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (MEGABYTE // 8, 4096, 1):
+            try:
+                while file.write(b"x" * size) == size:
+                    pass
+            except OSError:
+                continue
+    return filler
+
+
+class FillsAfter(LogReporter):
+    """Fills the disk when the first epoch is told, and perhaps empties it a second later."""
+
+    def __init__(self, run: RunDirectory, num_epochs: int, disk: Path, *, for_ever: bool) -> None:
+        super().__init__(run, num_epochs)
+        self.disk, self.for_ever = disk, for_ever
+
+    def epoch(self, step: int, *others: object) -> None:
+        super().epoch(step, *others)  # type: ignore[arg-type]
+        if others[0]["epoch"] == 1:  # type: ignore[index]
+            filler = fill(self.disk)
+            if not self.for_ever:
+                threading.Timer(1, filler.unlink).start()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    store_path: Path,
+    tmp_path: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.1)
+    config, run = settings(store_path, 3), RunDirectory(small_disk / "run")
+    run.begin(config)
+    train(config, run, partial(FillsAfter, run, 3, small_disk, for_ever=False))
+    assert "waiting for its storage" in caplog.text
+    assert "No space left on device" in caplog.text
+    undisturbed = run_to_the_end(config, tmp_path / "undisturbed")
+    for name, weights in final_weights(undisturbed).items():
+        assert weights.equal(final_weights(run)[name])
+    assert [line["epoch"] for line in lines(run, "epoch")] == [1, 2, 3]
+
+
+def test_a_disk_that_stays_full_ends_a_training_with_a_sentence_and_it_goes_on_later(
+    store_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.5)
+    config, run = settings(store_path, 3), RunDirectory(small_disk / "run")
+    run.begin(config)
+    with pytest.raises(StorageError, match=r"its storage failed for \d s .*No space left on device"):
+        train(config, run, partial(FillsAfter, run, 3, small_disk, for_ever=True))
+    (small_disk / "filler").unlink()
+    train(config, run, partial(LogReporter, run, 3))
+    assert [line["epoch"] for line in lines(run, "epoch")] == [1, 2, 3]
