@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from servers import free_ports
@@ -71,14 +72,30 @@ class Machines:
             + ["--dashboard-agent-listen-port", str(agent)],
             self.environment,
         )
-        self._await("head")
+        self.await_cpus(2)
         self.second = Machine([str(RAY), "start", *common, "--address", self.address], self.environment)
-        self._await_cpus(4)
+        self.await_cpus(4)
 
-    def _await(self, what: str) -> None:
-        self._await_cpus(2)
+    def start(self) -> None:
+        """Start both again."""
+        self.head.start()
+        self.await_cpus(2)
+        self.second.start()
+        self.await_cpus(4)
 
-    def _await_cpus(self, count: int) -> None:
+    def drain_second(self, seconds: int) -> None:
+        """Announce that the second machine will be gone, as a cloud does."""
+        heads = set(
+            self._ask("[n['NodeID'] for n in ray.nodes() if n['Alive'] and 'node:__internal_head__' in n['Resources']]")
+        )
+        alive = set(self._ask("[n['NodeID'] for n in ray.nodes() if n['Alive']]"))
+        (second,) = alive - heads
+        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "it is wanted elsewhere"]
+        command = [str(RAY), "drain-node", "--address", self.address, "--node-id", second, *why]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, env=self.environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def await_cpus(self, count: int) -> None:
         deadline = time.monotonic() + 120
         while self.num_cpus() < count:
             assert time.monotonic() < deadline, f"{count} CPUs did not come up"
@@ -86,15 +103,16 @@ class Machines:
 
     def num_cpus(self) -> int:
         """CPUs of the machines that are alive, as the head says."""
+        return int(self._ask("ray.cluster_resources().get('CPU', 0)") or 0)
+
+    def _ask(self, expression: str) -> Any:
         code = (
-            "import ray; ray.init(logging_level='ERROR', log_to_driver=False);"
-            "print(int(ray.cluster_resources().get('CPU', 0)))"
+            f"import json, ray; ray.init(logging_level='ERROR', log_to_driver=False); print(json.dumps({expression}))"
         )
         environment = self.environment | {"RAY_ADDRESS": self.address}
-        said = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
-        )
-        return int(said.stdout.strip() or 0) if said.returncode == 0 else 0
+        command = [sys.executable, "-c", code]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        return json.loads(said.stdout.strip().splitlines()[-1]) if said.returncode == 0 else None
 
     def stop(self) -> None:
         for machine in (self.second, self.head):
@@ -121,6 +139,3 @@ def workers_of(machine: Machine) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # or a zombie by now
             found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
     return found
-
-
-__all__ = ["Machine", "Machines", "machines", "signal", "workers_of"]

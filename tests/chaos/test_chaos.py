@@ -1,0 +1,301 @@
+"""Faults of all kinds strike one training, and it ends as if none had: pytest -s tests/chaos prints what each cost.
+
+DRGN_RAY_LONG=1 makes it twenty faults; without, one of each of some that are quickly over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from machines import Machines, machines, workers_of
+from mlflow import MlflowClient
+from servers import MlflowServer
+
+from drgn_ray.training.run_directory import RunDirectory
+
+IS_LONG = "DRGN_RAY_LONG" in os.environ
+SEED = int(os.environ.get("DRGN_RAY_CHAOS_SEED", "0"))
+NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 256 --dec-layers 3 --val-fraction 0.2 -b 16 --log-seconds 1"
+NUM_EPOCHS = 80 if IS_LONG else 16
+RECOVERY_SECONDS = 300
+
+
+@dataclass
+class World:
+    """A training on two machines with an MLflow server, and what can be done to it."""
+
+    folder: Path
+    store: Path
+    machines: Machines
+    mlflow: MlflowServer
+    rng: random.Random
+    run: RunDirectory = field(init=False)
+    driver: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run = RunDirectory(self.folder / "runs" / "chaos")
+        self.log = (self.folder / "log").open("ab")
+
+    def start(self) -> None:
+        """Give the command."""
+        self.driver = subprocess.Popen(
+            train_command(self.store, self.run.path, 0, num_workers=2),
+            stdout=self.log,
+            stderr=self.log,
+            env=self.machines.environment
+            | {"RAY_ADDRESS": self.machines.address, "MLFLOW_TRACKING_URI": self.mlflow.uri},
+        )
+
+    @property
+    def told(self) -> str:
+        """Everything that the command said so far."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def epochs(self) -> list[int]:
+        """Epochs that are done, as the run's directory has them."""
+        return epochs_in(self.run)
+
+    def await_epochs(self, count: int) -> None:
+        """Wait for so many epochs, and give the command again whenever it ended with a clear word."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while len(self.epochs) < count:
+            if self.driver.poll() is not None:
+                assert self.driver.returncode in (0, 2, -signal.SIGKILL), self.told[-3000:]
+                assert "Traceback" not in self.told, self.told[-3000:]
+                if self.driver.returncode == 0:
+                    return
+                self.start()
+            assert time.monotonic() < deadline, f"waited in vain for epoch {count}: {self.told[-3000:]}"
+            time.sleep(0.1)
+
+
+def train_command(store: Path, run: Path, seed: int, num_workers: int) -> list[str]:
+    how = f"{NETWORK} -n {NUM_EPOCHS} --workers {num_workers} --cpus-per-worker 1 --seed {seed} --no-analysis"
+    return [sys.executable, "-m", "jobs.train", str(store), "-o", str(run), *how.split()]
+
+
+def epochs_in(run: RunDirectory) -> list[int]:
+    if not run.metrics_file.exists():
+        return []
+    lines = [line for line in run.metrics_file.read_text().splitlines() if line.endswith("}")]
+    return [line["epoch"] for line in map(json.loads, lines) if line["kind"] == "epoch"]
+
+
+def a_worker(world: World) -> int:
+    """Process id of a training worker, wherever it is."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while not (found := [*workers_of(world.machines.head), *workers_of(world.machines.second)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return world.rng.choice(found).pid
+
+
+# Every fault does its harm and, after a yield, undoes it.
+def a_worker_is_killed(world: World) -> Iterator[None]:
+    os.kill(a_worker(world), signal.SIGKILL)
+    yield
+
+
+def a_worker_hangs(world: World) -> Iterator[None]:
+    os.kill(a_worker(world), signal.SIGSTOP)
+    yield
+
+
+def the_driver_is_killed(world: World) -> Iterator[None]:
+    world.driver.kill()
+    yield
+
+
+def a_raylet_is_killed(world: World) -> Iterator[None]:
+    world.machines.second.kill_raylet()
+    yield
+    world.machines.second.process.wait(60)
+    world.machines.second.start()
+
+
+def a_machine_loses_power(world: World) -> Iterator[None]:
+    world.machines.second.kill()
+    yield
+    world.machines.second.start()
+
+
+def a_machine_is_preempted(world: World) -> Iterator[None]:
+    """Told twenty seconds before, as clouds do."""
+    world.machines.drain_second(seconds=20)
+    yield
+    world.machines.second.kill()
+    world.machines.second.start()
+
+
+def the_head_loses_power(world: World) -> Iterator[None]:
+    world.machines.stop()
+    yield
+    world.driver.wait(120)
+    world.machines.start()
+
+
+def the_store_is_away(world: World) -> Iterator[None]:
+    away = world.store.with_name("away")
+    world.store.rename(away)
+    yield
+    away.rename(world.store)
+
+
+def the_disk_is_full(world: World) -> Iterator[None]:
+    filler = world.folder / "runs" / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 17, 4096, 1):
+            try:
+                while file.write(b"x" * size) == size:
+                    pass
+            except OSError:
+                continue
+    yield
+    filler.unlink()
+
+
+def mlflow_is_away(world: World) -> Iterator[None]:
+    world.mlflow.stop()
+    yield
+    world.mlflow.start()
+
+
+def the_newest_checkpoint_is_damaged(world: World) -> Iterator[None]:
+    newest = sorted(world.run.checkpoints.glob("slice_*"))[-1] / "model.safetensors"
+    with newest.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\xff" * 8)
+    os.kill(a_worker(world), signal.SIGKILL)
+    yield
+
+
+Fault = Callable[[World], Iterator[None]]
+SHORT: list[Fault] = [a_worker_is_killed, mlflow_is_away, the_newest_checkpoint_is_damaged, the_driver_is_killed]
+LONG: list[Fault] = [
+    *SHORT,
+    a_worker_hangs,
+    a_raylet_is_killed,
+    a_machine_loses_power,
+    a_machine_is_preempted,
+    the_head_loses_power,
+    the_store_is_away,
+    the_disk_is_full,
+]
+HARM_SECONDS = 12  # that a fault lasts, if it is one that passes
+NUM_FAULTS = 20
+
+
+def drawn(rng: random.Random) -> list[Fault]:
+    """Every fault once, and others at random."""
+    if not IS_LONG:
+        return SHORT
+    faults = [*LONG, *rng.choices(LONG, k=NUM_FAULTS - len(LONG))]
+    rng.shuffle(faults)
+    return faults
+
+
+@pytest.fixture
+def world(store_path: Path, tmp_path: Path) -> Iterator[World]:
+    """The runs are on a disk of their own, which can be filled, where one may be mounted."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(runs)], check=False)
+    store = tmp_path / "store" / "particles.zarr"
+    shutil.copytree(store_path, store)
+    (tmp_path / "mlflow").mkdir()
+    mlflow = MlflowServer(tmp_path / "mlflow")
+    with machines() as both:
+        found = World(tmp_path, store, both, mlflow, random.Random(SEED))
+        try:
+            yield found
+        finally:
+            if found.driver.poll() is None:
+                found.driver.kill()
+            mlflow.stop()
+            if os.path.ismount(runs):
+                subprocess.run(["umount", "--lazy", str(runs)], check=True)
+
+
+def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Path) -> None:
+    faults = drawn(world.rng)
+    if not os.path.ismount(tmp_path / "runs"):
+        faults = [fault for fault in faults if fault is not the_disk_is_full]
+    world.start()
+    world.await_epochs(2)
+    place = json.loads(world.run.mlflow_file.read_text())
+    print(f"\n{'fault':36} {'said after':>12} {'epoch done after':>18} {'epochs redone':>14}")
+    for fault in faults:
+        print(f"{fault.__name__.replace('_', ' '):36} {struck(world, fault)}", flush=True)
+    world.await_epochs(NUM_EPOCHS)
+    assert world.driver.wait(300) == 0, world.told[-3000:]
+
+    assert world.epochs == list(range(1, NUM_EPOCHS + 1))
+    assert json.loads(world.run.mlflow_file.read_text()) == place
+    client = MlflowClient(world.mlflow.uri)
+    assert client.get_run(place["run_id"]).info.status == "FINISHED"
+    logged = {point.value for point in client.get_metric_history(place["run_id"], "epoch_done")}
+    assert logged == set(range(1, NUM_EPOCHS + 1))
+    assert len(client.search_runs([client.get_run(place["run_id"]).info.experiment_id])) == 1
+
+    # As good as undisturbed ones: which blocks come first, Ray does not promise.
+    losses = [undisturbed(world.store, tmp_path / f"seed_{seed}", seed) for seed in (0, 1)]
+    of_run = last_loss(world.run)
+    print(f"held-out loss {of_run:.5f}, undisturbed {losses[0]:.5f}, with another seed {losses[1]:.5f}")
+    assert abs(of_run - losses[0]) < max(2 * abs(losses[1] - losses[0]), 0.01 * losses[0])
+
+
+def struck(world: World, fault: Fault) -> str:
+    """Let a fault happen, wait until two more epochs are done, and say what it cost."""
+    time.sleep(world.rng.uniform(0, 4))
+    before, said, start = len(world.epochs), len(world.told), time.monotonic()
+    doing = fault(world)
+    next(doing)
+    heard: float | None = None
+    while time.monotonic() < start + HARM_SECONDS:
+        if heard is None and re.search(NEWS, world.told[said:]):
+            heard = time.monotonic() - start
+        time.sleep(0.1)
+    next(doing, None)
+    harmless = len(world.epochs)
+    world.await_epochs(min(max(before, harmless) + 2, NUM_EPOCHS))
+    back = time.monotonic() - start
+    news = world.told[said:]
+    if heard is None and re.search(NEWS, news):
+        heard = back
+    done = re.findall(r"^epoch (\d+)/\d+ done", news, re.MULTILINE)
+    redone = len(done) - len(set(done))
+    return f"{f'{heard:.0f} s' if heard is not None else 'not':>12} {back:>16.0f} s {redone:>14}"
+
+
+# What tells a reader of the log that something was wrong.
+NEWS = (
+    r"worker \d+ failed|going on at epoch|waiting for its storage|does not answer|is damaged|nothing from the workers"
+    r"|Ray: "
+)
+
+
+def undisturbed(store: Path, run: Path, seed: int) -> float:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+    subprocess.run(
+        train_command(store, run, seed, num_workers=0), env=environment, check=True, stdout=subprocess.DEVNULL
+    )
+    return last_loss(RunDirectory(run))
+
+
+def last_loss(run: RunDirectory) -> float:
+    return [json.loads(line)["val/loss"] for line in run.metrics_file.read_text().splitlines() if "val/loss" in line][
+        -1
+    ]
