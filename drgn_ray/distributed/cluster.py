@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 from ray.exceptions import RayError
 
-from drgn_ray.errors import UserError
+from drgn_ray.errors import ResourceError, UserError
 
 logger = logging.getLogger(__name__)
+CONNECT_SECONDS = 10.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,7 +41,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        _connect(os.environ["RAY_ADDRESS"])
     else:
         logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
         # It warns that a new cluster of our own is protected by a token, which is as it should be.
@@ -52,6 +54,21 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Connect to a cluster, or say why not; where nothing listens, Ray itself would try for minutes and exit."""
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal() and "/" not in host:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RayError) as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}",
+            f"Ray does not answer there ({' '.join(str(error).split())})",
+            "start it there, say the same RAY_AUTH_MODE as it, or unset RAY_ADDRESS to use this machine alone",
+        ) from error
 
 
 def resource_picture() -> str:
