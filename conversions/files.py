@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,6 +51,17 @@ def join(folder: str, name: str) -> str:
     if is_url(name) or os.path.isabs(name):
         return name
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is, as it is written, in a folder or that folder; where links lead is their owner's choice."""
+    (ours, rest), (theirs, above) = (_scheme_and_path(each) for each in (path, folder))
+    return ours == theirs and "::" not in path and (above in ("/", rest) or rest.startswith(f"{above}/"))
+
+
+def _scheme_and_path(path: str) -> tuple[str, str]:
+    scheme, separator, rest = path.rpartition("://")
+    return scheme, posixpath.normpath(rest if separator else os.path.abspath(path))
 
 
 def filesystem(path: str) -> tuple[Any, str]:
