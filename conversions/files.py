@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from drgn_ray.errors import ConfigError, ParticleFileError
+from drgn_ray.text import KEYS_ELSEWHERE, refuse_secrets
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,6 +67,7 @@ def _scheme_and_path(path: str) -> tuple[str, str]:
 
 def filesystem(path: str) -> tuple[Any, str]:
     """Find the file system of a path, and what the path is called there."""
+    refuse_secrets(path, KEYS_ELSEWHERE)
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
