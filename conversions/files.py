@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from drgn_ray.errors import ConfigError, ParticleFileError
+from drgn_ray.text import KEYS_ELSEWHERE, refuse_secrets
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,8 +54,20 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is, as it is written, in a folder or that folder; where links lead is their owner's choice."""
+    (ours, rest), (theirs, above) = (_scheme_and_path(each) for each in (path, folder))
+    return ours == theirs and "::" not in path and (above in ("/", rest) or rest.startswith(f"{above}/"))
+
+
+def _scheme_and_path(path: str) -> tuple[str, str]:
+    scheme, separator, rest = path.rpartition("://")
+    return scheme, posixpath.normpath(rest if separator else os.path.abspath(path))
+
+
 def filesystem(path: str) -> tuple[Any, str]:
     """Find the file system of a path, and what the path is called there."""
+    refuse_secrets(path, KEYS_ELSEWHERE)
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:

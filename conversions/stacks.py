@@ -23,23 +23,53 @@ def find_stacks(path: str, names: Sequence[str], datadir: str | None) -> tuple[t
     path
         The table, from whose folder or a folder above it names start.
     datadir
-        Folder that names start from, or that holds the stacks themselves.
+        Folder that names start from, or that holds the stacks themselves, or that what they name from the table's
+        folder is in.
+
+    Raises
+    ------
+    ParticleFileError
+        A name leads out of the folder that names start from (``/etc/x.mrcs``, ``../x.mrcs``, ``s3://x.mrcs``).
     """
     folder = files.folder_of(path)
     if datadir is None:
-        root = max(files.parents(folder), key=lambda root: _num_there(root, names[:TRIED]))  # the nearest of equals
-        found = [files.join(root, name) for name in names]
-        there = files.at_the_same_time(files.is_file, found)
-    else:
-        root = files.absolute(datadir)
-        found = [files.join(root, name) for name in names]
-        there = files.at_the_same_time(files.is_file, found)
-        absent = [number for number, is_there in enumerate(there) if not is_there]
-        flat = [files.join(root, names[number].rpartition("/")[2]) for number in absent]
-        for number, path_there, is_there in zip(absent, flat, files.at_the_same_time(files.is_file, flat), strict=True):
-            found[number], there[number] = path_there, is_there
-        _refuse_ambiguous(path, names, found, there)
+        root = _root(folder, [name for name in names[:TRIED] if _stays(name)])
+        found = [files.join(root if _stays(name) else folder, name) for name in names]
+        _refuse_outside(path, names, found, root)
+        return tuple(found), files.at_the_same_time(files.is_file, found)
+    root = files.absolute(datadir)
+    tried = [_places(root, folder, name) for name in names]
+    found = files.at_the_same_time(lambda places: next(filter(files.is_file, places), places[-1]), tried)
+    there = files.at_the_same_time(files.is_file, found)
+    _refuse_ambiguous(path, names, found, there)
     return tuple(found), there
+
+
+def _stays(name: str) -> bool:
+    """Whether a name leads to something in whatever folder it starts from."""
+    return not files.is_url(name) and files.is_below(files.join("/x", name), "/x")
+
+
+def _root(folder: str, names: Sequence[str]) -> str:
+    """Find the folder that names start from: the nearest of those in which most are there."""
+    above = [each for each in files.parents(folder) if each != "/"] or [folder]
+    return max(above, key=lambda root: _num_there(root, names))
+
+
+def _places(root: str, folder: str, name: str) -> list[str]:
+    """Places in a folder at which a stack may be; the last is where it is missed."""
+    named = [files.join(start, name) for start in ([root] if _stays(name) else [root, folder])]
+    return [*(place for place in named if files.is_below(place, root)), files.join(root, name.rpartition("/")[2])]
+
+
+def _refuse_outside(path: str, names: Sequence[str], found: Sequence[str], root: str) -> None:
+    for name, place in zip(names, found, strict=True):
+        if not files.is_below(place, root):
+            raise ParticleFileError(
+                path,
+                f"its image file {name} lies outside of {root}, and a file from elsewhere could name any",
+                f"pass --datadir {files.folder_of(place)}, or a folder above it, if it is meant",
+            )
 
 
 def _refuse_ambiguous(path: str, names: Sequence[str], found: list[str], there: list[bool]) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "volume": "sharpen, filter, resample, crop, mirror, invert or mask a map; or make a mask of it",
     "fsc": "Fourier shell correlation of two maps, and the resolution it says",
     "export": "a selection of particles back to STAR, CS, MRC; a run for cryoDRGN's tools",
+    "doctor": "check machines, store, storage and MLflow before a training does",
     "ui": "open the MLflow interface on your runs",
 }
 

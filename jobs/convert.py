@@ -42,7 +42,8 @@ class Arguments:
     apix: float | None = None
     """Å/px of the images, where the file does not say or is wrong."""
     datadir: str | None = None
-    """Folder that image paths start from, or that holds the stacks; None: the table's or one above it."""
+    """Folder that image paths start from, or that holds the stacks; None: the table's or one above it. Names that lead
+    out of it (absolute ones, or by ..) are refused."""
     passthrough: tuple[str, ...] = ()
     """cryoSPARC passthrough .cs files of the same job, with the fields that the .cs file lacks."""
     abinit: bool = False

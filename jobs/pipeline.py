@@ -17,6 +17,20 @@ from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
 
 
+def check_machines(config: RunConfig, run: RunDirectory) -> None:
+    """Refuse to train where machines or storage cannot; nothing is looked at for what one process does without Ray.
+
+    MLflow is asked by what follows: a run of ours begins there, or goes on without it.
+    """
+    if config.resources.num_workers == 0 or (config.model.is_fitted and config.resources.num_workers == 1):
+        return
+    from drgn_ray.distributed.preflight import preflight
+    from drgn_ray.distributed.trainer import own_cpus, plan_resources
+
+    plan = partial(plan_resources, config.resources)
+    preflight(config.particles, run.path, plan, own_cpus(config.resources))
+
+
 @contextmanager
 def tracked_run(run: RunDirectory, config: RunConfig, frame: Frame) -> Iterator[TrackedRun]:
     """Be tracked in MLflow, which learns how it ended."""

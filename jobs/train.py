@@ -104,7 +104,7 @@ def _train(arguments: Arguments) -> None:
     from drgn_ray.distributed.train import check  # heavy imports come after the mistakes found without them
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import job_frame
-    from jobs.pipeline import train_and_finish
+    from jobs.pipeline import check_machines, train_and_finish
 
     check(config, store)
     if arguments.half_sets:
@@ -113,6 +113,7 @@ def _train(arguments: Arguments) -> None:
     run = RunDirectory(arguments.outdir)
     with job_frame(arguments.outdir) as frame:
         run.begin(config)
+        check_machines(config, run)
         train_and_finish(run, config, frame, analysis=not arguments.no_analysis)
 
 
@@ -127,7 +128,7 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
     from jobs.compare import compare_into, comparison_place
     from jobs.finish import finish_run
     from jobs.frame import job_frame
-    from jobs.pipeline import tracked_run, train_run
+    from jobs.pipeline import check_machines, tracked_run, train_run
 
     for flag, is_given in (
         ("--no-analysis", arguments.no_analysis),
@@ -146,6 +147,7 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
     for its_config in configs:
         check(its_config, store)
     with job_frame(f"{base}_halves") as frame:
+        check_machines(config, RunDirectory(base))
         for run, its_config in zip(runs, configs, strict=True):
             run.begin(its_config)
             with tracked_run(run, its_config, frame) as tracked:

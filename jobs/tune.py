@@ -21,6 +21,7 @@ from jobs.cli import exit_with, parse, run_command
 if TYPE_CHECKING:
     import pandas as pd
 
+    from drgn_ray.config import RunConfig
     from drgn_ray.tracking.run import TrackedRun
     from drgn_ray.training.run_directory import RunDirectory
     from drgn_ray.training.sweep import Sweep, Trial
@@ -84,7 +85,22 @@ def _tune(arguments: Arguments) -> None:
     directory = SweepDirectory(arguments.output)
     with job_frame(arguments.output) as frame, directory.alone():
         trials = directory.begin(sweep, store.absolute_path, trials)
+        _check_machines(directory, trials[0].config, arguments.gpus_per_trial)
         _search(directory, sweep, trials, arguments, frame)
+
+
+def _check_machines(directory: SweepDirectory, config: RunConfig, gpus_per_trial: float | None) -> None:
+    """Refuse to search where machines or storage cannot."""
+    import os
+
+    from drgn_ray.distributed.preflight import preflight
+    from drgn_ray.distributed.trainer import own_cpus
+    from drgn_ray.distributed.tune import plan_slots
+
+    resources = config.resources
+    cpus, workers = resources.cpus_per_worker or 1, resources.num_workers
+    own = own_cpus(resources) if workers else max(os.cpu_count() or 1, 2)
+    preflight(config.particles, directory.path, lambda nodes: plan_slots(cpus, gpus_per_trial, nodes, workers), own)
 
 
 def _search(

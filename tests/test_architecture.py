@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"drgn_ray", "drgn_ray.errors", "drgn_ray.units", "drgn_ray.config", "drgn_ray.progress", "drgn_ray.patience"},
+    {"drgn_ray", *(f"drgn_ray.{name}" for name in ("errors", "units", "config", "progress", "patience", "text"))},
     {"drgn_ray.physics"},
     {"drgn_ray.particles"},
     {"drgn_ray.models"},
@@ -166,3 +167,80 @@ def test_every_command_has_its_module() -> None:
 def test_whatever_is_public_says_what_it_is(module: str) -> None:
     parts = [(module, MODULES[module]), *public_parts(MODULES[module], module)]
     assert [name for name, node in parts if not ast.get_docstring(node)] == []
+
+
+UNSAFE = {  # what runs code that a file holds, if it is called without this argument; or at all
+    "pickle.load": None,
+    "pickle.loads": None,
+    "pickle.Unpickler": None,
+    "pandas.read_pickle": None,
+    "joblib.load": None,
+    "dill.load": None,
+    "shelve.open": None,
+    "marshal.loads": None,
+    "eval": None,
+    "exec": None,
+    "yaml.load": None,
+    "yaml.unsafe_load": None,
+    "yaml.full_load": None,
+    "torch.load": ("weights_only", True),
+    "numpy.load": ("allow_pickle", False),
+    "numpy.lib.format.read_array": ("allow_pickle", False),
+}
+SHORT = {"np": "numpy", "pd": "pandas"}
+WRITES_FOR_CRYODRGN = {("conversions.cryodrgn_write", "pickle.dumps"), ("conversions.cryodrgn_run", "torch.save")}
+
+
+def calls_of(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
+    """Calls by the dotted names of what they call, imported names in full."""
+    full = {name.split(".")[-1]: name for _, name in imports_of(tree)} | SHORT
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            first, *rest = ast.unparse(node.func).split(".")
+            yield node, ".".join([full.get(first, first), *rest])
+
+
+def is_called_safely(call: ast.Call, argument: tuple[str, bool] | None) -> bool:
+    said = {each.arg: each.value for each in call.keywords}
+    return argument is not None and ast.unparse(said.get(argument[0], ast.Constant(None))) == str(argument[1])
+
+
+def test_no_file_is_read_in_a_way_that_could_run_what_it_holds() -> None:
+    """Foreign pickles go through the restricted reader of `conversions.cryodrgn`."""
+    unsafe = [
+        f"{module}, line {call.lineno}: {name}"
+        for module, tree in MODULES.items()
+        for call, name in calls_of(tree)
+        if name in UNSAFE and not is_called_safely(call, UNSAFE[name])
+    ]
+    assert not unsafe
+
+
+def test_nothing_of_ours_is_written_as_a_pickle() -> None:
+    written = {
+        (module, name)
+        for module, tree in MODULES.items()
+        for call, name in calls_of(tree)
+        if name.startswith(("pickle.dump", "joblib.dump", "dill.dump", "torch.save"))
+        or name.endswith(".to_pickle")
+        or (name in ("numpy.save", "numpy.savez") and is_called_safely(call, ("allow_pickle", True)))
+    }
+    assert written == WRITES_FOR_CRYODRGN
+
+
+@pytest.mark.parametrize("line", ["pickle.load(f)", "np.load(f)", "torch.load(f)", "yaml.load(f)", "load(f)"])
+def test_the_rules_above_see_what_they_forbid(line: str) -> None:
+    tree = ast.parse(f"import pickle, torch, yaml\nimport numpy as np\nfrom pickle import load\n{line}")
+    ((call, name),) = calls_of(tree)
+    assert name in UNSAFE
+    assert not is_called_safely(call, UNSAFE[name])
+
+
+def test_every_promise_of_security_names_a_test_that_is_there() -> None:
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 5
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row)
+        assert named, row
+        for file, test in named:
+            assert f"def {test}" in (ROOT / file).read_text(), (file, test)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from drgn_ray.analysis.figures import latent_agreement_figure, volume_agreement_figure
 from drgn_ray.analysis.run_agreement import ANOTHER, CLEAR, NEIGHBORS, SAME, RunAgreement
+from drgn_ray.text import as_cell
 
 # Correlation of the differences between states from which two runs are said to tell the same story, or a part of it.
 SAME_STORY, PART_OF_IT = 0.8, 0.4
@@ -151,5 +152,5 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _said(value: object) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return as_cell(value)
     return "not known" if math.isnan(value) else f"{value:.4g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from ray.exceptions import RayError
 from drgn_ray.errors import ResourceError, UserError
 
 logger = logging.getLogger(__name__)
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
 MOST_SHOWN = 300  # characters
 PATIENCE_SECONDS = 900.0  # that machines have to come: in a cloud they are rented, started and set up
 SAID_SECONDS = 30.0
@@ -47,7 +48,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        _connect(os.environ["RAY_ADDRESS"])
         await_machines("CPU", 1)  # a cluster that grows from nothing has a head where no work goes
     else:
         logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
@@ -71,12 +72,16 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+        _knock(address)
     except OSError:
         return False
     return True
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
 
 
 def _say_errors_briefly() -> None:
@@ -123,6 +128,20 @@ def await_machines(resource: str, count: int) -> None:
 
 def _has(resource: str) -> float:
     return ray.cluster_resources().get(resource, 0)
+
+
+def _connect(address: str) -> None:
+    """Connect to a cluster, or say why not; where nothing listens, Ray itself would try for minutes and exit."""
+    try:
+        if re.fullmatch(r"[^/]+:\d+", address):  # and not the client's ray://, or auto
+            _knock(address)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RayError) as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}",
+            f"Ray does not answer there ({' '.join(str(error).split())})",
+            "start it there, say the same RAY_AUTH_MODE as it, or unset RAY_ADDRESS to use this machine alone",
+        ) from error
 
 
 def resource_picture() -> str:

@@ -27,6 +27,7 @@ from zarr.codecs import Crc32cCodec
 from drgn_ray.errors import StoreError
 from drgn_ray.particles.schema import COLUMN, COLUMNS
 from drgn_ray.patience import patiently
+from drgn_ray.text import KEYS_ELSEWHERE, refuse_secrets
 
 FORMAT, FORMAT_VERSION = "drgn_ray.particles", 2
 CHUNK_BYTES, SHARD_BYTES = 1 << 21, 1 << 25
@@ -102,6 +103,7 @@ class StoreWriter:
 
     def __init__(self, path: str) -> None:
         self.path = str(path)
+        refuse_secrets(self.path, KEYS_ELSEWHERE)
         self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
 
     def create(
@@ -220,6 +222,7 @@ class ParticleStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        refuse_secrets(self.path, KEYS_ELSEWHERE)
         attributes = _attributes(self.path)
         if attributes is None and os.path.exists(self.path):
             raise StoreError(self.path, "this is not a particle store", "pass one that `drgn-ray convert` made")

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from drgn_ray.errors import RunError
+from drgn_ray.text import refuse_secrets
 
 LOCAL_UI = "http://127.0.0.1:5000"
 DATABASE = "mlflow.db"
@@ -23,8 +24,12 @@ def tracking_uri(runs_folder: Path) -> str:
     ------
     RunError
         The folder's name holds what an address cannot.
+    ConfigError
+        The server's address holds a password.
     """
     if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on all machines, or ~/.mlflow/credentials"
+        refuse_secrets(server, f"take it out of MLFLOW_TRACKING_URI and {remedy}")
         return server
     folder = str(runs_folder.absolute())
     if found := set(folder) & set("?#%"):

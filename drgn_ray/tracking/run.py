@@ -30,6 +30,7 @@ _NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
 # MLflow itself would try for minutes while training waits; what it misses is told later (`Outbox`).
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 # Of a sweep: the run whose analysis is among its artifacts, the explorer there, and the run that was promoted.
+_TRIED = "drgn-ray doctor"  # experiment of runs that are made to see whether they can be, and deleted
 SHOWN, EXPLORER, PROMOTED = "drgn_ray.winner_shown", "drgn_ray.explorer", "drgn_ray.promoted"
 
 
@@ -223,6 +224,33 @@ def open_promoted(
     return promoted
 
 
+def try_tracking(runs_folder: Path) -> str:
+    """Make a run with a metric and an artifact where runs of this folder are tracked, and delete it; say where that is.
+
+    Raises
+    ------
+    ResourceError
+        The tracking server, or its store of artifacts, does not take it.
+    """
+    uri = tracking_uri(runs_folder)
+    if uri.startswith("sqlite") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return f"runs will be tracked in {uri}"  # making its tables takes seconds
+    with _answering(uri):
+        client = _client(uri)
+        run_id = client.create_run(_experiment(client, _TRIED, uri, runs_folder)).info.run_id
+        try:
+            client.log_metric(run_id, "written", 1.0)
+            client.log_text(run_id, "written", "written.txt")
+        except Exception as error:  # stores of artifacts raise what their own libraries have
+            found = f"MLflow takes no metrics or no artifacts ({_said(error)})"
+            raise ResourceError(
+                uri, found, "mend its artifact store (`mlflow server --artifacts-destination`)"
+            ) from error
+        finally:
+            client.delete_run(run_id)
+    return f"{uri} takes runs, metrics and artifacts"
+
+
 def _found(run: RunDirectory) -> TrackedRun | None:
     if not run.mlflow_file.exists():
         return None
@@ -309,7 +337,7 @@ def _wait_for(uri: str, patience: float) -> None:
             return
 
 
-def _said(error: MlflowException) -> str:
+def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 

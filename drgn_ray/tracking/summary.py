@@ -14,6 +14,7 @@ from drgn_ray.analysis.support import Support
 from drgn_ray.analysis.sweep_figures import CURVES, PARALLEL
 from drgn_ray.particles.store import StoreInfo
 from drgn_ray.progress import format_duration
+from drgn_ray.text import as_cell
 from drgn_ray.tracking.location import run_link
 from drgn_ray.tracking.run import EXPLORER, PROMOTED, TrackedRun
 from drgn_ray.training.checkpoint import Position
@@ -61,7 +62,7 @@ def summary(
         *(() if comparison is None else _compared(comparison)),
         *(() if supported is None else ((supported.about, str(supported)),)),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {as_cell(value)} |" for name, value in rows)
     config = run.config()
     path, ends = shlex.quote(str(run.path)), analysis.source_rows[[0, -1]]
     decode = f"    drgn-ray decode {path} --path {ends[0]},{ends[1]} -n 12 -o movie/"
@@ -121,7 +122,7 @@ def one_volume_summary(run: RunDirectory, info: StoreInfo, position: Position, a
         *_cost(last),
         ("FSC with the back-projection", resolutions(against)),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {as_cell(value)} |" for name, value in rows)
     folder = run.analysis(int(last.get("epoch", 0)))
     return f"""| | |
 |---|---|

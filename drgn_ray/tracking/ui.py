@@ -42,6 +42,8 @@ def serve(runs_folder: Path, port: int) -> None:
     uri = f"sqlite:///{database}"
     # Without job workers the server takes a fifth of the memory.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # And no page from elsewhere reaches it by a name of its own for this address.
+    environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"localhost:{port},{HOST}:{port}"
     command = [
         sys.executable,
         "-m",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from drgn_ray.text import as_cell
 from drgn_ray.training.checkpoint import load_position
 from drgn_ray.training.compare import CLEAR, Gain, gain
 from drgn_ray.training.sweep import Trial
@@ -126,7 +127,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
         return "yes" if value else ""
     if name in ("gain", "behind"):
         return str(Gain(value, row[f"{name}_error"]))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else as_cell(value)
 
 
 def _last(directory: SweepDirectory, name: str) -> Any:

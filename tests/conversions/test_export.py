@@ -212,7 +212,7 @@ class TestFromOneToTheOther:
         words = f"--poses {fixtures}/hand_rot_trans.pkl --ctf {fixtures}/test_ctf.100.pkl"
         store = converted_elsewhere(fixtures / "hand.mrcs", tmp_path, *words.split())
         export(store, np.arange(100), [str(tmp_path / "x.star")])
-        table = read_particles(str(tmp_path / "x.star"))
+        table = read_particles(str(tmp_path / "x.star"), datadir=str(fixtures))
         np.testing.assert_allclose(table.columns["rotation"], store.columns["rotation"], atol=2e-6)
         np.testing.assert_allclose(table.columns["translation"], store.columns["translation"], atol=1e-5)
         assert table.stacks[0].path == str(fixtures / "hand.mrcs")

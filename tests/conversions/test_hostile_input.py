@@ -139,7 +139,7 @@ class TestStarFilesThatAreMerelyOdd:
         (with_row(2, lambda words: ["1.5@stack.mrcs", *words[1:]]), ", row 2", "not number@stack.mrcs; mend that row"),
         (with_row(2, lambda words: ["3@", *words[1:]]), ", row 2", "not number@stack.mrcs; mend that row"),
         (with_row(2, lambda words: ["3@" + "x" * 9000, *words[1:]]), "", "image files are missing"),
-        (with_row(2, lambda words: ["3@nowhere://stack.mrcs", *words[1:]]), None, "no file system for this address"),
+        (with_row(2, lambda words: ["3@nowhere://stack.mrcs", *words[1:]]), None, "lies outside of"),
         (with_row(2, lambda words: ['"' + words[0], *words[1:]]), "", "data_particles"),
         (with_row(2, lambda words: [words[0], "0x1F", *words[2:]]), ", row 2", "'0x1F', not a number"),
         (with_row(2, lambda words: [words[0], "1,5", *words[2:]]), ", row 2", "'1,5', not a number"),

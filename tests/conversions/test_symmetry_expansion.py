@@ -114,7 +114,7 @@ class TestStar:
         words = ["--poses", f"{fixtures}/hand_rot_trans.pkl", "--no-ctf", "--apix", "1"]
         store = converted(fixtures / "hand.mrcs", tmp_path / "s.zarr", *words)
         path = expanded(store, "C2", tmp_path / "x.star")
-        columns = read_particles(str(path), no_ctf=True).columns
+        columns = read_particles(str(path), no_ctf=True, datadir=str(fixtures)).columns
         original = ParticleStore(store).columns
         assert np.allclose(columns["rotation"], turned(original["rotation"], "C2"), atol=2e-6)
         assert np.allclose(columns["translation"], np.repeat(original["translation"], 2, axis=0), atol=1e-5)

@@ -11,8 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
+import psutil
 import pytest
 from playwright.sync_api import Browser, Frame, Page, expect, sync_playwright
 
@@ -61,6 +65,20 @@ def link(run: RunDirectory) -> Iterator[str]:
         assert found is not None
         yield found[1]
         server.terminate()
+
+
+def test_the_interface_answers_this_machine_alone_and_no_other_name(link: str) -> None:
+    port = urlsplit(link).port
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+    assert listening == {"127.0.0.1"}
+    address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert urlopen(address).status == 200
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(Request(address, headers={"Host": "rebound.example"}))
 
 
 @pytest.fixture(scope="module")

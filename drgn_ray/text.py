@@ -1,0 +1,30 @@
+"""Text that others read later: in pages that a browser shows, and in files that go from hand to hand."""
+
+from __future__ import annotations
+
+import re
+
+from drgn_ray.errors import ConfigError
+
+# A password before the host, and what signs a link for whoever has it.
+_SECRET = re.compile(r"(://[^/@\s]*:)[^/@\s]+(?=@)|([?&][^=&]*(?:sig|token|secret|password|key)[^=&]*=)[^&\s]+", re.I)
+KEYS_ELSEWHERE = "keep keys where the storage's client finds them (its environment variables, ~/.aws, ~/.config/fsspec)"
+_MARKUP = {"<": "&lt;", "|": "\\|", "[": "\\["}
+
+
+def as_cell(value: object) -> str:
+    """Write a value into a Markdown table, in which it is text and nothing else."""
+    return "".join(_MARKUP.get(letter, letter) for letter in " ".join(str(value).split()))
+
+
+def refuse_secrets(address: str, remedy: str) -> None:
+    """Refuse an address with a password or a signature in it: it would be kept in runs, stores and logs.
+
+    Raises
+    ------
+    ConfigError
+        Shows the address without them.
+    """
+    shown = _SECRET.sub(r"\1\2***", address)
+    if shown != address:
+        raise ConfigError(shown, "it holds a secret, which would be kept in files and logs", remedy)
