@@ -15,12 +15,14 @@ from drgn_ray.training.report import LogReporter
 from drgn_ray.training.run_directory import RunDirectory
 
 
-def epoch_losses(store_path: Path, run_path: Path, num_workers: int, lr: float = 2e-3) -> list[float]:
+def epoch_losses(
+    store_path: Path, run_path: Path, num_workers: int, lr: float = 2e-3, back_offs: int = 0
+) -> list[float]:
     config = RunConfig(
         particles=str(store_path),
         data=DataConfig(val_fraction=0.2),
         model=ModelConfig(zdim=2, enc_dim=32, enc_layers=1, dec_dim=32, dec_layers=1, pe_dim=6),
-        training=TrainingConfig(num_epochs=4, batch_size=16, precision="fp32", lr=lr),
+        training=TrainingConfig(num_epochs=4, batch_size=16, precision="fp32", lr=lr, back_offs=back_offs),
         resources=ResourcesConfig(num_workers=num_workers, cpus_per_worker=1),
     )
     run = RunDirectory(run_path)
@@ -42,5 +44,5 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(store_path: Path, tmp_
 
 
 def test_a_diverging_run_is_one_sentence_from_the_workers_too(store_path: Path, tmp_path: Path, ray_here: None) -> None:
-    with pytest.raises(RunError, match="the loss became"):
-        epoch_losses(store_path, tmp_path / "run", 2, lr=1e6)
+    with pytest.raises(RunError, match="the training diverged within .* images, also with 0.5 of the learning rate"):
+        epoch_losses(store_path, tmp_path / "run", 2, lr=1e9, back_offs=1)
