@@ -224,6 +224,9 @@ class ResourcesConfig(Settings):
 
     num_workers: Annotated[NonNegativeInt, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes, one a GPU where there are GPUs; 0 trains in this process, without Ray."""
+    max_workers: PositiveInt | None = None
+    """As many training processes as find room, from num_workers up to this, and more or fewer as machines come and go;
+    None: num_workers."""
     await_gpus: bool = False
     """Train on GPUs alone: wait until the cluster has one for every worker, which its autoscaler is asked for."""
     cpus_per_worker: PositiveInt | None = None
@@ -234,6 +237,14 @@ class ResourcesConfig(Settings):
     """Seconds between lines of progress, which are also the points of MLflow's live metrics."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints to keep."""
+
+    @model_validator(mode="after")
+    def _more_than_none(self) -> ResourcesConfig:
+        if self.max_workers is not None and not 1 <= self.num_workers <= self.max_workers:
+            raise ValueError(
+                f"max_workers {self.max_workers} goes with 1 to as many num_workers, not {self.num_workers}"
+            )
+        return self
 
 
 class RunConfig(Settings):

@@ -34,14 +34,16 @@ def check(config: settings.RunConfig, store: ParticleStore) -> None:
             f"images of {store.path} have {store.info.box_size} px",
             "pass a smaller one, or leave it out",
         )
-    workers = config.resources.num_workers
-    if config.resources.await_gpus and (config.model.is_fitted or not workers):
+    resources, batch_size = config.resources, config.training.batch_size
+    workers, most = resources.num_workers, resources.max_workers
+    for flag, is_given in (("--await-gpus", resources.await_gpus), ("--max-workers", most is not None)):
+        if is_given and (config.model.is_fitted or not workers):
+            raise ConfigError(flag, "it is of networks that Ray trains", "leave it out, or pass --workers 1 or more")
+    if most is not None and batch_size < most:
+        raise ConfigError(f"--batch-size {batch_size}", f"{most} workers would share it", f"pass at least {most}")
+    if most is None and not config.model.is_fitted and batch_size % max(workers, 1):
         raise ConfigError(
-            "--await-gpus", "it is of networks that Ray trains", "leave it out, or pass --workers 1 or more"
-        )
-    if not config.model.is_fitted and config.training.batch_size % max(workers, 1):
-        raise ConfigError(
-            f"--batch-size {config.training.batch_size}",
+            f"--batch-size {batch_size}",
             f"it cannot be shared equally by {workers} workers",
             f"pass a multiple of {workers}",
         )

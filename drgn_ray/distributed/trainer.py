@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -22,7 +24,7 @@ from drgn_ray import config as settings
 from drgn_ray.distributed.cluster import await_machines, connected, resource_picture, user_error_in
 from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
-from drgn_ray.errors import ResourceError
+from drgn_ray.errors import ResourceError, RunError
 from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.training.checkpoint import load_position, set_damaged_aside
 from drgn_ray.training.embed import pending_start
@@ -33,6 +35,7 @@ from drgn_ray.training.run_directory import LogFile, RunDirectory
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
 HUNG_SECONDS = 60  # after which a worker that does not answer is ended, and all begin again from the checkpoint
+RESIZE_SECONDS = 30.0  # from one look at how many workers fit to the next
 COLLECTIVE_SECONDS = 600.0  # for which workers wait for each other's gradients, if Ray did not notice before
 # More than a CPU that each worker takes, so that a machine's last one is never a worker's: reading needs half of it.
 SLIVER = 0.001
@@ -41,11 +44,16 @@ _BOOKKEEPING = ".ray_train_"
 
 @dataclass(frozen=True)
 class Resources:
-    """What each training worker reserves."""
+    """What each training worker reserves, and how many there are."""
 
     num_workers: int
     cpus: int
     use_gpu: bool
+    max_workers: int | None = None
+
+    def __str__(self) -> str:
+        most = f" to {self.max_workers}" if self.max_workers else ""
+        return f"workers: {self.num_workers}{most}, each with CPUs: {self.cpus}{', GPUs: 1' if self.use_gpu else ''}"
 
 
 def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str, float]]) -> Resources:
@@ -56,7 +64,7 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     nodes
         Resources of every machine that is alive ("CPU", "GPU").
     """
-    num_workers = resources.num_workers
+    num_workers, most = resources.num_workers, resources.max_workers
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     use_gpu = gpus > 0
     if use_gpu and gpus < num_workers:
@@ -64,7 +72,8 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     spare = [max(int(node.get("CPU", 0)) - 1, 0) for node in nodes]
     cpus = resources.cpus_per_worker
     if cpus is None:
-        cpus = next(c for c in range(max([*spare, 1]), 0, -1) if c == 1 or workers_that_fit(c, nodes) >= num_workers)
+        count = min(most or num_workers, max(workers_that_fit(1, nodes), num_workers))
+        cpus = next(c for c in range(max([*spare, 1]), 0, -1) if c == 1 or workers_that_fit(c, nodes) >= count)
     fitting = workers_that_fit(cpus, nodes)
     if fitting < num_workers:
         total = sum(int(node.get("CPU", 0)) for node in nodes)
@@ -74,7 +83,7 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
             f" {len(nodes)} machines with {total} CPUs",
             f"pass at most {fitting}" if fitting else "pass --num-workers 0 to train in one process without Ray",
         )
-    return Resources(num_workers, cpus, use_gpu)
+    return Resources(num_workers, cpus, use_gpu, most)
 
 
 def workers_that_fit(cpus: int, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -88,7 +97,8 @@ def workers_that_fit(cpus: int, nodes: Sequence[Mapping[str, float]]) -> int:
 
 def own_cpus(resources: settings.ResourcesConfig) -> int:
     """CPUs of a Ray of our own on this machine: those it has, or what workers need and one for reading besides."""
-    return max(os.cpu_count() or 1, resources.num_workers * (resources.cpus_per_worker or 1) + 1)
+    num_workers = resources.max_workers or resources.num_workers
+    return max(os.cpu_count() or 1, num_workers * (resources.cpus_per_worker or 1) + 1)
 
 
 def train_on_ray(
@@ -99,12 +109,7 @@ def train_on_ray(
         if config.resources.await_gpus:
             await_machines("GPU", config.resources.num_workers)
         resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        logger.info(
-            "workers: %d, each with CPUs: %d%s",
-            resources.num_workers,
-            resources.cpus,
-            ", GPUs: 1" if resources.use_gpu else "",
-        )
+        logger.info("%s", resources)
         _fit(config, store, run, make_reporter, resources)
 
 
@@ -115,48 +120,69 @@ def _fit(
     make_reporter: MakeReporter,
     resources: Resources,
 ) -> None:
+    """Train until it is done, or until workers fail `MAX_FAILURES` times without a slice in between."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(HUNG_SECONDS))
+    drop_bookkeeping(run)
+    while True:
+        before = load_position(run.checkpoints).next_slice
+        # Ray Train wants a folder that all machines see, though checkpoints are ours.
+        with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
+            trainer = _trainer(config, store, run, make_reporter, resources, bookkeeping)
+            try:
+                with following(run.log_file):
+                    diverged = trainer.fit().return_value
+                break
+            except ray.train.TrainingFailedError as error:
+                mistake = user_error_in(error) or _unplaced(error, resources)
+                if mistake or load_position(run.checkpoints).next_slice == before:
+                    raise mistake or _died(error, run) or error from None
+                logger.warning("workers failed often, and the training went on in between: it does so again")
+            except SystemExit:  # what Ray Train makes of Ctrl-C
+                raise KeyboardInterrupt from None
+    if diverged is not None:
+        raise diverged
+
+
+def _trainer(
+    config: settings.RunConfig,
+    store: ParticleStore,
+    run: RunDirectory,
+    make_reporter: MakeReporter,
+    resources: Resources,
+    bookkeeping: str,
+) -> _Trainer:
     order = particle_order(config, store)
 
     def remaining_slices() -> ray.data.Dataset:  # evaluated again whenever the workers start again
         set_damaged_aside(run.checkpoints)
         return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(HUNG_SECONDS))
-    per_worker = {"CPU": resources.cpus + SLIVER} | ({"GPU": 1} if resources.use_gpu else {})
-    drop_bookkeeping(run)
-    # Ray Train wants a folder that all machines see, though checkpoints are ours.
-    with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
-        trainer = _Trainer(
-            _train_worker,
-            train_loop_config={
-                "config": config.model_dump(),
-                "run": str(run.path),
-                "make_reporter": make_reporter,
-                "cpus": resources.cpus,
-            },
-            datasets={"train": remaining_slices},
-            torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),  # type: ignore[arg-type]
-            scaling_config=ScalingConfig(
-                num_workers=resources.num_workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+    num_workers, most = resources.num_workers, resources.max_workers
+    return _Trainer(
+        _train_worker,
+        train_loop_config={
+            "config": config.model_dump(),
+            "run": str(run.path),
+            "make_reporter": make_reporter,
+            "cpus": resources.cpus,
+        },
+        datasets={"train": remaining_slices},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(
+            num_workers=(num_workers, most) if most else num_workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": resources.cpus + SLIVER} | ({"GPU": 1} if resources.use_gpu else {}),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=run.path.name,
+            storage_path=bookkeeping,
+            callbacks=[_SaysFailures(run)],
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES + config.training.back_offs, controller_failure_limit=MAX_FAILURES
             ),
-            run_config=RunConfig(
-                name=run.path.name,
-                storage_path=bookkeeping,
-                callbacks=[_SaysFailures(run)],
-                failure_config=FailureConfig(
-                    max_failures=MAX_FAILURES + config.training.back_offs, controller_failure_limit=MAX_FAILURES
-                ),
-            ),
-        )
-        try:
-            with following(run.log_file):
-                diverged = trainer.fit().return_value
-        except ray.train.TrainingFailedError as error:
-            raise user_error_in(error) or _unplaced(error, resources) or error from None
-        except SystemExit:  # what Ray Train makes of Ctrl-C
-            raise KeyboardInterrupt from None
-    if diverged is not None:
-        raise diverged
+        ),
+    )
 
 
 class _SaysFailures(UserCallback):
@@ -170,9 +196,12 @@ class _SaysFailures(UserCallback):
         for rank, error in worker_exceptions.items():
             if "BackedOff" in str(error):
                 continue
-            reason = next(reversed(str(error).strip().splitlines()), type(error).__name__)
-            with self.run.log_file.open("a") as log:
-                log.write(f"worker {rank} failed ({reason}); all begin again from the last checkpoint\n")
+            with suppress(OSError), self.run.log_file.open("a") as log:  # the disk may be full
+                log.write(f"worker {rank} failed ({_last_line(error)}); all begin again from the last checkpoint\n")
+
+
+def _last_line(error: Exception) -> str:
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__)
 
 
 class _Trainer(TorchTrainer):
@@ -201,6 +230,16 @@ def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> Res
     )
 
 
+def _died(error: ray.train.TrainingFailedError, run: RunDirectory) -> RunError | None:
+    """Say that workers ended, if it was no exception of theirs: those are ours to mend."""
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    if not any(isinstance(failure, RayError) and not isinstance(failure, RayTaskError) for failure in failures):
+        return None
+    found = f"workers ended {MAX_FAILURES + 1} times and nothing was trained in between ({_last_line(failures[0])})"
+    remedy = "see whether machines run out of memory, and give the same command again"
+    return RunError(str(run.path), found, remedy)
+
+
 def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
     """Train in one worker; a divergence is returned, since Ray would try again what is raised."""
     run = RunDirectory(Path(str(loop["run"])))
@@ -214,6 +253,8 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     batch_size = config.training.batch_size // worker.world_size
+    if worker.rank == 0 and config.resources.max_workers:
+        logger.info("%d workers, each with %d images of a batch", worker.world_size, batch_size)
     store = reopen(config.particles)
     trainer = Trainer(
         config,

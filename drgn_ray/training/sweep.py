@@ -147,6 +147,8 @@ class Sweep(Settings):
             raise ValueError("a population of one has no other to go on from; pass scheduler: none, or more trials")
         if self.scheduler == "pbt" and self.base.get("resources.num_workers"):
             raise ValueError("scheduler: pbt is for trials of one process; leave out resources.num_workers")
+        if self.base.get("resources.max_workers"):
+            raise ValueError("trials have a number of workers that stays; leave out resources.max_workers")
         return self
 
     @model_validator(mode="after")

@@ -82,8 +82,8 @@ class World:
             time.sleep(0.1)
 
 
-def train_command(store: Path, run: Path, seed: int, num_workers: int) -> list[str]:
-    how = f"{NETWORK} -n {NUM_EPOCHS} --workers {num_workers} --cpus-per-worker 1 --seed {seed} --no-analysis"
+def train_command(store: Path, run: Path, seed: int, num_workers: int, num_epochs: int = NUM_EPOCHS) -> list[str]:
+    how = f"{NETWORK} -n {num_epochs} --workers {num_workers} --cpus-per-worker 1 --seed {seed} --no-analysis"
     return [sys.executable, "-m", "jobs.train", str(store), "-o", str(run), *how.split()]
 
 
