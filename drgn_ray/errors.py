@@ -40,6 +40,10 @@ class StoreError(UserError):
     """A particle store that is missing, unfinished or damaged."""
 
 
+class StoreAwayError(StoreError):
+    """A particle store, or a file of it, that is not there, or whose storage does not answer."""
+
+
 class StorageError(UserError):
     """Storage that does not read or write: away, full, or not ours to write."""
 

@@ -1,10 +1,13 @@
-"""Waiting for storage that fails: file systems of clusters are away for minutes, and disks fill up and are tidied."""
+"""Reading and writing with storage that fails: file systems are away for minutes, disks fill up and are tidied."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from drgn_ray.errors import StorageError
@@ -36,3 +39,25 @@ def patiently(path: object, attempt: Callable[[], T]) -> T:
                 said = waited
                 logger.warning("%s: waiting for its storage (%s)", path, reason)
         time.sleep(RETRY_SECONDS)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there whole or not at all; storage that fails is waited for."""
+    partial = file.with_name(f".{file.name}.partial")
+
+    def attempt() -> None:
+        partial.write_text(text)
+        partial.replace(file)
+
+    patiently(file, attempt)
+
+
+def append_line(descriptor: int, line: str) -> None:
+    """Append a line to a file that is open for appending, or raise and leave it as it was."""
+    content, size = f"{line}\n".encode(), os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise

@@ -6,8 +6,12 @@ import re
 
 from drgn_ray.errors import ConfigError
 
-# A password before the host, and what signs a link for whoever has it.
-_SECRET = re.compile(r"(://[^/@\s]*:)[^/@\s]+(?=@)|([?&][^=&]*(?:sig|token|secret|password|key)[^=&]*=)[^&\s]+", re.I)
+# Who logs in by http (a token needs no password), a password before any other host, and what signs a link.
+_SECRET = re.compile(
+    r"(https?://)[^/\s?#]+(?=@)|(://[^/@\s]*:)[^/\s]+(?=@)"
+    r"|([?&][^=&]*(?:sig|token|secret|password|key)[^=&]*=)[^&\s]+",
+    re.IGNORECASE,
+)
 KEYS_ELSEWHERE = "keep keys where the storage's client finds them (its environment variables, ~/.aws, ~/.config/fsspec)"
 _MARKUP = {"<": "&lt;", "|": "\\|", "[": "\\["}
 
@@ -25,6 +29,6 @@ def refuse_secrets(address: str, remedy: str) -> None:
     ConfigError
         Shows the address without them.
     """
-    shown = _SECRET.sub(r"\1\2***", address)
+    shown = _SECRET.sub(r"\1\2\3***", address)
     if shown != address:
         raise ConfigError(shown, "it holds a secret, which would be kept in files and logs", remedy)

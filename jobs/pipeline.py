@@ -24,6 +24,8 @@ def check_machines(config: RunConfig, run: RunDirectory) -> None:
     """
     if config.resources.num_workers == 0 or (config.model.is_fitted and config.resources.num_workers == 1):
         return
+    if config.resources.await_gpus:  # machines are still to come
+        return
     from drgn_ray.distributed.preflight import preflight
     from drgn_ray.distributed.trainer import own_cpus, plan_resources
 

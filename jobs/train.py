@@ -107,6 +107,10 @@ def _train(arguments: Arguments) -> None:
     from jobs.pipeline import check_machines, train_and_finish
 
     check(config, store)
+    resources = config.resources
+    for flag, is_given in (("--await-gpus", resources.await_gpus), ("--max-workers", resources.max_workers)):
+        if is_given and (config.model.is_fitted or not resources.num_workers):
+            raise ConfigError(flag, "it is of networks that Ray trains", "leave it out, or pass --workers 1 or more")
     if arguments.half_sets:
         _train_halves(arguments, config, store)
         return

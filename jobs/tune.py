@@ -110,7 +110,7 @@ def _search(
     from drgn_ray.distributed.tune import publish, run_sweep
     from drgn_ray.tracking.run import open_sweep
     from drgn_ray.tracking.summary import sweep_note
-    from drgn_ray.training.leaderboard import markdown
+    from drgn_ray.training.leaderboard import leaderboard, markdown, unended
     from jobs.frame import submitted_job
     from jobs.pipeline import end_told, served
     from jobs.winner import promote, show_winner
@@ -121,7 +121,7 @@ def _search(
     tracked.begin()
     with end_told(tracked):
         run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
-        if arguments.rank_by != "gain":
+        if arguments.rank_by != "gain" and not unended(leaderboard(directory, directory.trials())):
             score_finished(directory, arguments.rank_by)
         table = publish(directory, directory.trials(), tracked, arguments.rank_by)
         board = markdown(directory, table, arguments.rank_by)

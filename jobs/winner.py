@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from drgn_ray.analysis.volumes import read_mrc, slice_montage
-from drgn_ray.config import DataConfig, ResourcesConfig, RunConfig
+from drgn_ray.config import RunConfig
 from drgn_ray.distributed.train import check
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.tracking import run as tracking
@@ -46,7 +49,8 @@ def promote(
     directory: SweepDirectory, winner: RunDirectory, sweep: TrackedRun, frame: Frame, *, analysis: bool
 ) -> None:
     """Train a sweep's winner in full, as a run of its own; or go on with that."""
-    config, run, job = promoted_config(winner.config()), RunDirectory(directory.path / "promoted"), submitted_job()
+    config = promoted_config(winner.config(), directory.sweep().base)
+    run, job = RunDirectory(directory.path / "promoted"), submitted_job()
     check(config, ParticleStore(config.particles))
     run.begin(config)
     name = f"{directory.path.name} promoted"
@@ -54,9 +58,15 @@ def promote(
     train_and_finish(run, config, frame, analysis=analysis)
 
 
-def promoted_config(winner: RunConfig) -> RunConfig:
-    """Take the settings of a winner, with as many particles held out, and workers, as of any run."""
-    data = winner.data.model_copy(update={"val_fraction": DataConfig().val_fraction})
-    workers = max(winner.resources.num_workers, ResourcesConfig().num_workers)
+def promoted_config(winner: RunConfig, base: Mapping[str, Any]) -> RunConfig:
+    """Take the settings of a winner, but of those that trials have, and `base` does not say, the usual ones."""
+    usual = RunConfig()
+    data = winner.data.model_copy(update={"val_fraction": usual.data.val_fraction})
+    workers = max(winner.resources.num_workers, usual.resources.num_workers)
     resources = winner.resources.model_copy(update={"num_workers": workers})
-    return winner.model_copy(update={"data": data, "resources": resources})
+    training = winner.training
+    if "resources.cpus_per_worker" not in base:
+        resources = resources.model_copy(update={"cpus_per_worker": usual.resources.cpus_per_worker})
+    if "training.back_offs" not in base:
+        training = training.model_copy(update={"back_offs": usual.training.back_offs})
+    return winner.model_copy(update={"data": data, "resources": resources, "training": training})

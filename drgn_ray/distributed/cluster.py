@@ -164,7 +164,8 @@ def user_error_in(error: BaseException) -> UserError | None:
         seen.add(id(current))
         if isinstance(current, UserError) and not isinstance(current, RayError):
             return current
-        waiting += [e for e in (getattr(current, "cause", None), current.__cause__, current.__context__) if e]
+        named = [getattr(current, name, None) for name in ("cause", "controller_failure")]
+        waiting += [e for e in (*named, current.__cause__, current.__context__) if e]
         failures = getattr(current, "worker_failures", None) or {}
         waiting += [e for e in failures.values() if isinstance(e, BaseException)]
     return None

@@ -110,4 +110,5 @@ def go_on_from_donor(directory: SweepDirectory, trial: Trial, tracked: TrackedRu
         epoch = read_position(Path(folder)).history[-1]["epoch"]
         directory.forget_bounds(trial.name, epoch)  # of its own model, from there on
         adopt_checkpoint(run.checkpoints, Path(folder))
+        run.diverged_file.unlink(missing_ok=True)  # of its own weights
     tracked.set_tag("drgn_ray.exploited", f"{donor} after epoch {epoch}")

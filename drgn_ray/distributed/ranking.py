@@ -23,8 +23,8 @@ from drgn_ray.distributed.embed import embed
 from drgn_ray.distributed.states import NUM_STATES, compare_states
 from drgn_ray.distributed.tasks import run_tasks
 from drgn_ray.distributed.train import train
-from drgn_ray.errors import RunError, UserError
-from drgn_ray.particles.store import ParticleStore
+from drgn_ray.errors import ResourceError, RunError, StorageError, StoreAwayError, UserError
+from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.progress import Progress
 from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.embed import Latents, trained_model, trained_zdim
@@ -63,13 +63,15 @@ def _scored(
     torch.set_num_threads(trial.config.resources.cpus_per_worker or 1)
     try:
         return trial.name, Score(score_of(directory, trial))
+    except (ResourceError, StorageError, StoreAwayError):  # no fault of the trial's
+        raise
     except UserError as error:
         return trial.name, Score(None, str(error))
 
 
 def _over_consensus(directory: SweepDirectory, trial: Trial) -> float:
     """FSC of volumes with the back-projections of the particles near them, less that of one volume."""
-    run, store = directory.run(trial.name), ParticleStore(trial.config.particles)
+    run, store = directory.run(trial.name), reopen(trial.config.particles)
     latents = _embedded(run, store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     centres = cluster(latents.z, min(NUM_STATES, len(latents.z))).particles
@@ -86,7 +88,7 @@ def _between_halves(directory: SweepDirectory, trial: Trial) -> float:
     The FSC itself is largest where every particle gets the same volume, which halves agree on best (`docs/sweeps.md`).
     """
     halves = directory.path / "halves" / trial.name
-    store = ParticleStore(trial.config.particles)
+    store = reopen(trial.config.particles)
     runs = [RunDirectory(halves / f"half{half}") for half in (1, 2)]
     for half, run in enumerate(runs, start=1):
         data = trial.config.data.model_copy(update={"half_set": half})

@@ -10,7 +10,7 @@ from drgn_ray import config as settings
 from drgn_ray.distributed.linear import fit_start, train_linear
 from drgn_ray.errors import ConfigError
 from drgn_ray.particles.loader import stream_slice
-from drgn_ray.particles.store import ParticleStore
+from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.training.checkpoint import load_position, set_damaged_aside
 from drgn_ray.training.embed import pending_start
 from drgn_ray.training.loop import BackedOff, Trainer, Worker, particle_order
@@ -36,9 +36,6 @@ def check(config: settings.RunConfig, store: ParticleStore) -> None:
         )
     resources, batch_size = config.resources, config.training.batch_size
     workers, most = resources.num_workers, resources.max_workers
-    for flag, is_given in (("--await-gpus", resources.await_gpus), ("--max-workers", most is not None)):
-        if is_given and (config.model.is_fitted or not workers):
-            raise ConfigError(flag, "it is of networks that Ray trains", "leave it out, or pass --workers 1 or more")
     if most is not None and batch_size < most:
         raise ConfigError(f"--batch-size {batch_size}", f"{most} workers would share it", f"pass at least {most}")
     if most is None and not config.model.is_fitted and batch_size % max(workers, 1):
@@ -57,8 +54,9 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     make_reporter
         Called in the first worker's process.
     """
-    store = ParticleStore(config.particles)
+    store = reopen(config.particles)
     check(config, store)
+    run.await_storage()
     set_damaged_aside(run.checkpoints)
     workers, order = config.resources.num_workers, particle_order(config, store)
     if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:

@@ -130,8 +130,9 @@ def _fit(
             trainer = _trainer(config, store, run, make_reporter, resources, bookkeeping)
             try:
                 with following(run.log_file):
-                    diverged = trainer.fit().return_value
-                break
+                    ended = trainer.fit().return_value
+                if not isinstance(ended, BackedOff):
+                    break
             except ray.train.TrainingFailedError as error:
                 mistake = user_error_in(error) or _unplaced(error, resources)
                 if mistake or load_position(run.checkpoints).next_slice == before:
@@ -139,8 +140,8 @@ def _fit(
                 logger.warning("workers failed often, and the training went on in between: it does so again")
             except SystemExit:  # what Ray Train makes of Ctrl-C
                 raise KeyboardInterrupt from None
-    if diverged is not None:
-        raise diverged
+    if ended is not None:
+        raise ended
 
 
 def _trainer(
@@ -154,7 +155,9 @@ def _trainer(
     order = particle_order(config, store)
 
     def remaining_slices() -> ray.data.Dataset:  # evaluated again whenever the workers start again
-        set_damaged_aside(run.checkpoints)
+        run.await_storage()
+        with run.log_to_file():
+            set_damaged_aside(run.checkpoints)
         return slice_dataset(store, order, load_position(run.checkpoints).next_slice)
 
     num_workers, most = resources.num_workers, resources.max_workers
@@ -178,9 +181,7 @@ def _trainer(
             name=run.path.name,
             storage_path=bookkeeping,
             callbacks=[_SaysFailures(run)],
-            failure_config=FailureConfig(
-                max_failures=MAX_FAILURES + config.training.back_offs, controller_failure_limit=MAX_FAILURES
-            ),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
         ),
     )
 
@@ -192,10 +193,8 @@ class _SaysFailures(UserCallback):
         self.run = run
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """See `UserCallback`; a training that backs off has said so."""
+        """See `UserCallback`."""
         for rank, error in worker_exceptions.items():
-            if "BackedOff" in str(error):
-                continue
             with suppress(OSError), self.run.log_file.open("a") as log:  # the disk may be full
                 log.write(f"worker {rank} failed ({_last_line(error)}); all begin again from the last checkpoint\n")
 
@@ -240,9 +239,10 @@ def _died(error: ray.train.TrainingFailedError, run: RunDirectory) -> RunError |
     return RunError(str(run.path), found, remedy)
 
 
-def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
-    """Train in one worker; a divergence is returned, since Ray would try again what is raised."""
+def _train_worker(loop: Mapping[str, object]) -> Diverged | BackedOff | None:
+    """Train in one worker; a divergence is returned, since Ray counts what is raised as a failure."""
     run = RunDirectory(Path(str(loop["run"])))
+    run.await_storage()
     context = ray.train.get_context()
     ours = logging.getLogger("drgn_ray")  # and no one else's: Ray logs every report
     ours.setLevel(logging.INFO)
@@ -269,8 +269,8 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | None:
         trainer.fit(on_slice_end=lambda metrics: ray.train.report(dict(metrics)))
     except Diverged as error:
         return error
-    except BackedOff as backed_off:  # Ray starts the workers again
+    except BackedOff as backed_off:
         if worker.rank == 0:
             logger.warning("%s", backed_off)
-        raise
+        return backed_off
     return None

@@ -34,10 +34,10 @@ from drgn_ray.distributed.population import Population, donated, go_on_from_dono
 from drgn_ray.distributed.searcher import Names
 from drgn_ray.distributed.train import train
 from drgn_ray.distributed.trainer import drop_bookkeeping, own_cpus
-from drgn_ray.errors import ResourceError, UserError
+from drgn_ray.errors import ResourceError, StorageError, StoreAwayError, UserError
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
-from drgn_ray.particles.store import ParticleStore
+from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.tracking.summary import sweep_note
@@ -301,7 +301,7 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
         with groups.telling(partial(_results, directory, trial, longest)) if has_workers else nullcontext():
             train(config, run, partial(_listeners, run, config.num_epochs, judge))
             judge.catch_up()
-    except ResourceError:  # no fault of the trial's, which is tried again
+    except (ResourceError, StorageError, StoreAwayError):  # no fault of the trial's, which is tried again
         raise
     except UserError as error:
         directory.end(trial.name, Outcome("failed", str(error)))
@@ -326,7 +326,7 @@ class _Judge:
     @cached_property
     def store(self) -> ParticleStore:
         """Particles, opened where they are read."""
-        return ParticleStore(self.trial.config.particles)
+        return reopen(self.trial.config.particles)
 
     @cached_property
     def reference(self) -> LinearSubspace:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -14,7 +17,10 @@ def watching(look: Callable[[], None], seconds: float) -> Iterator[None]:
 
     def watch() -> None:
         while not stop.wait(seconds):
-            look()
+            try:
+                look()
+            except OSError as error:  # of storage that is away for a moment
+                logger.warning("%s", error)
         look()
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -24,7 +24,7 @@ import zarr
 from jaxtyping import Float, Shaped
 from zarr.codecs import Crc32cCodec
 
-from drgn_ray.errors import StoreError
+from drgn_ray.errors import StoreAwayError, StoreError
 from drgn_ray.particles.schema import COLUMN, COLUMNS
 from drgn_ray.patience import patiently
 from drgn_ray.text import KEYS_ELSEWHERE, refuse_secrets
@@ -228,7 +228,7 @@ class ParticleStore:
             raise StoreError(self.path, "this is not a particle store", "pass one that `drgn-ray convert` made")
         if attributes is None:
             make_it = f"make one with `drgn-ray convert particles.star -o {self.path} -D 128`"
-            raise StoreError(self.path, "there is no particle store here", make_it)
+            raise StoreAwayError(self.path, "there is no particle store here", make_it)
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 self.path,
@@ -256,8 +256,9 @@ class ParticleStore:
         for name, size in self._files.items():
             present = found.get(name)
             if present != size:
-                state = "is missing" if present is None else f"has {present} bytes, not {size}"
-                raise self._damaged(f"its file {name} {state}")
+                if present is None:
+                    raise StoreAwayError(self.path, f"its file {name} is missing", self._again)
+                raise self._damaged(f"its file {name} has {present} bytes, not {size}")
         for name in found:
             if name not in self._files and "/." not in f"/{name}":  # hidden ones are of file managers
                 raise StoreError(self.path, f"the file {name} is no part of it", "take that file away")
@@ -271,7 +272,11 @@ class ParticleStore:
         return content
 
     def _damaged(self, what: str) -> StoreError:
-        return StoreError(self.path, what, f"convert again: `{self.info.command} --overwrite`")
+        return StoreError(self.path, what, self._again)
+
+    @property
+    def _again(self) -> str:
+        return f"convert again: `{self.info.command} --overwrite`"
 
     def __len__(self) -> int:
         return self.info.num_particles
@@ -356,7 +361,7 @@ def reopen(path: str) -> ParticleStore:
     def attempt() -> ParticleStore:
         try:
             return ParticleStore(path)
-        except StoreError as error:
+        except StoreAwayError as error:
             raise OSError(str(error)) from error
 
     return patiently(path, attempt)
@@ -371,7 +376,7 @@ def _attributes(path: str) -> dict[str, Any] | None:
         if "://" not in path:
             raise
         found = f"its storage does not answer ({' '.join(str(error).split())})"
-        raise StoreError(path, found, "check the address and your credentials for it") from error
+        raise StoreAwayError(path, found, "check the address and your credentials for it") from error
 
 
 def read_info(path: str) -> StoreInfo | None:

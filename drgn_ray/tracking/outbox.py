@@ -24,7 +24,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from requests.exceptions import RequestException
 
-from drgn_ray.patience import patiently
+from drgn_ray.patience import append_line, patiently
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
@@ -52,19 +52,13 @@ class Outbox:
         """Tell MLflow a message, after those that wait; what it refuses is said, and forgotten."""
         if not self.file.exists() and self._told(message):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         patiently(self.folder, lambda: self._keep(message))
         self.flush()
 
     def _keep(self, message: Message) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked() as file:
-            size = file.seek(0, os.SEEK_END)
-            try:
-                file.write(json.dumps(message) + "\n")
-                file.flush()
-            except OSError:
-                file.truncate(size)  # half a message
-                raise
+            append_line(file.fileno(), json.dumps(message))
 
     def flush(self, *, now: bool = False) -> int:
         """Deliver what waits, if the server answers; return how many messages still wait.

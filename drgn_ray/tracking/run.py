@@ -21,6 +21,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ResourceError
+from drgn_ray.patience import write_whole
 from drgn_ray.tracking.location import artifact_link, compare_link, run_link, tracking_uri
 from drgn_ray.tracking.outbox import RETRY_SECONDS, Message, Outbox
 from drgn_ray.training.run_directory import RunDirectory
@@ -364,7 +365,7 @@ def _create_run(
     created = client.create_run(experiment_id, run_name=name, tags={"drgn_ray.version": __version__, **tags})
     client.log_batch(created.info.run_id, params=params)
     place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}
-    folder.mlflow_file.write_text(json.dumps(place))
+    write_whole(folder.mlflow_file, json.dumps(place))
     return TrackedRun(folder)
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import zlib
 from dataclasses import asdict, dataclass, field
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,14 @@ def _damage(checkpoint: Path) -> str:
     if not (checkpoint / _CHECKSUMS).exists():  # of a version that wrote none
         return ""
     try:
-        for name, checksum in json.loads((checkpoint / _CHECKSUMS).read_text()).items():
-            if _crc32(checkpoint / name) != checksum:
+        checksums: dict[str, int] = json.loads(patiently(checkpoint, (checkpoint / _CHECKSUMS).read_text))
+        names = {file.name for file in patiently(checkpoint, lambda: [*checkpoint.iterdir()])}
+        for name, checksum in checksums.items():
+            if name not in names:
+                return f"{name} is not there"
+            if patiently(checkpoint, bound(_crc32, checkpoint / name)) != checksum:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         return " ".join(str(error).split())
     return ""
 

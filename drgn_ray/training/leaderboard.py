@@ -50,7 +50,7 @@ def leaderboard(directory: SweepDirectory, trials: Sequence[Trial], rank_by: Ran
         table.insert(2, "on_front", _on_front(table))
     for name in ON_REQUEST:
         scores = {trial.name: directory.score(trial.name, name) for trial in trials}
-        if any(scores.values()):
+        if any(scores.values()) or name == rank_by:
             values = [score.value if score else None for score in scores.values()]
             table.insert(list(table.columns).index("gain"), name, pd.Series(values, dtype=float))
     by = list(dict.fromkeys((rank_by, "gain")))

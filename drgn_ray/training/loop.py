@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from drgn_ray.models.model import Model
 from drgn_ray.particles.loader import ahead, stream_rows
 from drgn_ray.particles.order import ParticleOrder, default_slices
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.patience import write_whole
 from drgn_ray.training.checkpoint import load_position, load_state, save_checkpoint
 from drgn_ray.training.convergence import Convergence
 from drgn_ray.training.precision import uses_bf16
@@ -33,12 +34,12 @@ from drgn_ray.training.schedule import compared_radius, is_early, learning_rate
 from drgn_ray.training.step import Step, autocast, pinned, to_device
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 Batches = Iterable[Mapping[str, Tensor]]
 MOST_FOLLOWED = 1_000  # held-out particles whose latents are compared from epoch to epoch
 ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
 
 
-MOST_NAMED = 8  # particles, in a warning
 MOST_SKIPPED = 0.1  # share of a slice's steps whose gradients may be no numbers: bad images, or rare overflows
 BACK_OFF = 0.5  # times the learning rate
 
@@ -138,7 +139,7 @@ class Trainer:
             compress_gradients=config.resources.compress_gradients,
         )
         load_state(run.checkpoints, self.model, self.step.optimizer)
-        self.divergences = _divergences(run)
+        self.divergences = _of_first_worker(_divergences(run))
         if len(self.divergences) > config.training.back_offs:
             raise self._diverged()
         if worker.rank == 0:
@@ -171,8 +172,8 @@ class Trainer:
         for batch in self._batches(slice_index):
             progress = self.config.training, self.position.images_seen, self.images_per_epoch
             radius = compared_radius(*progress, self.config.model.seen_box(self.store.info.box_size))
-            rate = learning_rate(*progress) * BACK_OFF ** len(self.divergences)
-            terms = self.step(batch, rate, radius, early=is_early(*progress))
+            lr = learning_rate(*progress) * BACK_OFF ** len(self.divergences)
+            terms = self.step(batch, lr, radius, early=is_early(*progress))
             count = len(batch["images"])
             self.position.images_seen += count * self.worker.world_size
             sound.append(self.step.is_sound)
@@ -206,13 +207,17 @@ class Trainer:
         """Count the steps that were left out; where they are too many, keep the evidence and go back or end."""
         skipped = np.flatnonzero(~sound)
         weights = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
+        bearable = len(skipped) <= max(1, MOST_SKIPPED * len(sound)) and len(skipped) < len(sound)
+        is_well = bearable and bool(np.isfinite(loss) and weights.all())
+        if is_well and not len(skipped):
+            return
+        seen = _of_all_workers(rows[skipped[0] if len(skipped) else -1].tolist())
         if len(skipped):
             self.position.skipped_steps += len(skipped)
-            first = ", ".join(map(str, rows[skipped[0]][:MOST_NAMED].tolist()))
             found = f"{len(skipped)} of {len(sound)} steps were left out, since gradients were no numbers"
             if self.worker.rank == 0:
-                logger.warning("%s; the first saw particles (source rows) %s ...", found, first)
-        if len(skipped) <= max(1, MOST_SKIPPED * len(sound)) and np.isfinite(loss) and weights.all():
+                logger.warning("%s; the first saw particles (source rows) %s", found, ", ".join(map(str, seen)))
+        if is_well:
             return
         evidence = {
             "images_seen": self.position.images_seen,
@@ -221,11 +226,11 @@ class Trainer:
             "skipped_steps": skipped.tolist(),
             "loss": str(loss),
             "lr": self.step.optimizer.param_groups[0]["lr"],
-            "source_rows_of_first": rows[skipped[0] if len(skipped) else -1].tolist(),
+            "source_rows_of_first": seen,
         }
         self.divergences.append(evidence)
         if self.worker.rank == 0:
-            self.run.diverged_file.write_text(json.dumps(self.divergences, indent=1))
+            write_whole(self.run.diverged_file, json.dumps(self.divergences, indent=1))
         if len(self.divergences) > self.config.training.back_offs:
             raise self._diverged()
         raise BackedOff(
@@ -380,6 +385,23 @@ class _Window:
 def _divergences(run: RunDirectory) -> list[dict[str, Any]]:
     """Read what is known of every time that a run diverged."""
     return json.loads(run.diverged_file.read_text()) if run.diverged_file.exists() else []
+
+
+def _of_first_worker(value: T) -> T:
+    """Give all workers what the first one has: what they read of a shared file system may be of other moments."""
+    if not dist.is_initialized():
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def _of_all_workers(rows: list[int]) -> list[int]:
+    if not dist.is_initialized():
+        return rows
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
 
 
 def _sum_over_workers(tensor: Tensor) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from drgn_ray.models.model import Model
-from drgn_ray.patience import patiently
+from drgn_ray.patience import append_line, patiently
 from drgn_ray.progress import format_duration
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.run_directory import RunDirectory
@@ -128,13 +127,8 @@ class LogReporter:
             logger.warning(warning)
 
     def _append(self, line: Mapping[str, object]) -> None:
-        file = self.run.metrics_file
-        size = file.stat().st_size if file.exists() else 0
-
         def append() -> None:
-            if file.exists():
-                os.truncate(file, size)  # half a line, of an attempt on a full disk
-            with file.open("a") as lines:
-                lines.write(json.dumps(line) + "\n")
+            with self.run.metrics_file.open("ab") as file:
+                append_line(file.fileno(), json.dumps(line))
 
-        patiently(file, append)
+        patiently(self.run.metrics_file, append)

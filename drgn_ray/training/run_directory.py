@@ -15,6 +15,7 @@ from pathlib import Path
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.patience import patiently
 from drgn_ray.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class RunDirectory:
         if self.config_file.exists() and not has_checkpoint(self.checkpoints):
             logger.info("%s: an earlier attempt left no checkpoint; it is begun anew", self.path)
             self.mlflow_file.unlink(missing_ok=True)
-            self.diverged_file.unlink(missing_ok=True)
+            if differences(read_config(self.config_file), config):
+                self.diverged_file.unlink(missing_ok=True)
         elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)
             if changed:
@@ -74,6 +76,10 @@ class RunDirectory:
             raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
+
+    def await_storage(self) -> None:
+        """Wait until a run that has begun is there: without its folder it would look as one without checkpoints."""
+        patiently(self.path, self.config_file.stat)
 
     @contextmanager
     def log_to_file(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,6 +48,7 @@ class Step:
         self.model, self.bf16 = model, bf16
         self.device = model.observer.k.device
         self.points_share = training.points_share
+        self.points: dict[int | None, Tensor] = {}  # by the radius up to which they are
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
@@ -98,11 +98,13 @@ class Step:
         self.optimizer.step()
         return ElboTerms(*means)
 
-    @lru_cache(maxsize=2)  # noqa: B019 - a step lives as long as its process trains
     def _within(self, radius: int | None) -> Tensor:
         """Rows of the observer's points up to a radius."""
-        points = self.model.observer.half_disc
-        return torch.nonzero(points.radius <= (points.box_size if radius is None else radius))[:, 0]
+        if radius not in self.points:
+            points = self.model.observer.half_disc
+            within = points.radius <= (points.box_size if radius is None else radius)
+            self.points[radius] = torch.nonzero(within)[:, 0]
+        return self.points[radius]
 
     def _sampled(self, within: Tensor, count: int) -> Sample | None:
         """Draw points for a part of a batch, so that every one has the same chance; None: all that there are."""

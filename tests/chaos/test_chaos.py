@@ -28,7 +28,7 @@ from drgn_ray.training.run_directory import RunDirectory
 IS_LONG = "DRGN_RAY_LONG" in os.environ
 SEED = int(os.environ.get("DRGN_RAY_CHAOS_SEED", "0"))
 NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 256 --dec-layers 3 --val-fraction 0.2 -b 16 --log-seconds 1"
-NUM_EPOCHS = 80 if IS_LONG else 16
+NUM_EPOCHS = 80 if IS_LONG else 12
 RECOVERY_SECONDS = 300
 
 
@@ -194,7 +194,7 @@ LONG: list[Fault] = [
     the_store_is_away,
     the_disk_is_full,
 ]
-HARM_SECONDS = 12  # that a fault lasts, if it is one that passes
+HARM_SECONDS = 12 if IS_LONG else 5  # that a fault lasts, if it is one that passes
 NUM_FAULTS = 20
 
 
@@ -251,10 +251,9 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
     assert len(client.search_runs([client.get_run(place["run_id"]).info.experiment_id])) == 1
 
     # As good as undisturbed ones: which blocks come first, Ray does not promise.
-    losses = [undisturbed(world.store, tmp_path / f"seed_{seed}", seed) for seed in (0, 1)]
-    of_run = last_loss(world.run)
-    print(f"held-out loss {of_run:.5f}, undisturbed {losses[0]:.5f}, with another seed {losses[1]:.5f}")
-    assert abs(of_run - losses[0]) < max(2 * abs(losses[1] - losses[0]), 0.01 * losses[0])
+    of_run, alone = last_loss(world.run), undisturbed(world.store, tmp_path / "undisturbed", 0)
+    print(f"held-out loss {of_run:.5f}, undisturbed {alone:.5f}")
+    assert of_run == pytest.approx(alone, rel=0.01)  # another seed changes 2%
 
 
 def struck(world: World, fault: Fault) -> str:

@@ -170,10 +170,10 @@ def test_a_batch_that_spoils_the_gradient_is_left_out_and_counted(
     epochs = lines(run, "epoch")
     assert [line.get("train/skipped_steps", 0) for line in epochs] == [0, 1, 1]
     assert np.isfinite([line["train_epoch/loss"] for line in epochs]).all()
-    (said,) = re.findall(r"1 of \d+ steps were left out.*source rows\) ([\d, ]+) \.\.\.", caplog.text)
+    (said,) = re.findall(r"1 of \d+ steps were left out.*source rows\) ([\d, ]+)", caplog.text)
     store = ParticleStore(store_path)
     batches = stream_slice(store, particle_order(config, store), 2, config.training.batch_size)
-    assert said.split(", ") == [str(row) for row in [*batches][1]["source_row"][:8].tolist()]
+    assert said.split(", ") == [str(row) for row in [*batches][1]["source_row"].tolist()]
     assert not run.diverged_file.exists()
 
 
