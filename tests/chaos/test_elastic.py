@@ -13,7 +13,7 @@ from test_chaos import epochs_in, last_loss, train_command
 
 from drgn_ray.training.run_directory import RunDirectory
 
-NUM_EPOCHS = 60
+NUM_EPOCHS = 30
 WAIT_SECONDS = 300
 
 
