@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def test_training_from_a_store_in_s3_is_that_from_a_local_one(
     for name, place in (("here", str(store_path)), ("there", remote)):
         assert main([*train, str(tmp_path / name), place, "--workers", "0"]) == 0
     assert losses(tmp_path / "there") == losses(tmp_path / "here")
-    assert main([*train, str(tmp_path / "on_ray"), remote, "--workers", "1", "--cpus-per-worker", "1"]) == 0
-    np.testing.assert_allclose(losses(tmp_path / "on_ray"), losses(tmp_path / "here"), rtol=0.02)
+    if "DRGN_RAY_LONG" in os.environ:
+        assert main([*train, str(tmp_path / "on_ray"), remote, "--workers", "1", "--cpus-per-worker", "1"]) == 0
+        np.testing.assert_allclose(losses(tmp_path / "on_ray"), losses(tmp_path / "here"), rtol=0.02)
 
     assert main([*train, f"{BUCKET}/run", remote, "--workers", "0"]) == 2
     assert "a run directory is a folder that all machines see, not a URL" in capsys.readouterr().err

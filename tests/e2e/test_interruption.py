@@ -1,4 +1,4 @@
-"""Ctrl-C; for faults see tests/chaos."""
+"""Nothing is lost to a fault: processes are killed, and the run ends with every epoch done once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from mlflow import MlflowClient
 
 from drgn_ray.training.run_directory import RunDirectory
@@ -37,6 +38,38 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], wh
         assert process.poll() is None, f"training ended before {what}"
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.05)
+
+
+def training_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def test_a_killed_worker_and_a_killed_driver_cost_no_epoch(store_path: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "runs" / "killed")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+    command = train_command(store_path, run.path)
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        wait_for(lambda: len(epochs_in(run)) >= 2, first, "two epochs")
+        training_workers(first)[-1].kill()
+        before = len(epochs_in(run))
+        wait_for(lambda: len(epochs_in(run)) >= before + 3, first, "three more epochs after the worker was killed")
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        killed_at = len(epochs_in(run))
+        assert killed_at < NUM_EPOCHS
+        second = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=240, check=False)
+    text = (tmp_path / "log").read_text()
+    assert second.returncode == 0, text[-3000:]
+    assert "going on at epoch" in text
+    assert epochs_in(run) == list(range(1, NUM_EPOCHS + 1))
+
+    place = json.loads(run.mlflow_file.read_text())
+    client = MlflowClient(place["tracking_uri"])
+    assert client.get_run(place["run_id"]).info.status == "FINISHED"
+    logged = [point.value for point in client.get_metric_history(place["run_id"], "epoch_done")]
+    assert sorted(set(logged)) == list(range(1, NUM_EPOCHS + 1))
 
 
 def test_ctrl_c_is_one_sentence_and_mlflow_knows(store_path: Path, tmp_path: Path) -> None:
