@@ -128,7 +128,7 @@ def test_a_training_is_refused_where_a_machine_sees_neither_particles_nor_runs(
 def test_a_machine_that_hangs_is_named_and_waited_for_no_longer(
     cluster: Cluster, places: tuple[Path, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drgn_ray.distributed.preflight.PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr("drgn_ray.distributed.preflight.PATIENCE_SECONDS", 30.0)
     (raylet,) = (each for each in psutil.Process(cluster.ill.pid).children() if each.name() == "raylet")
     raylet.suspend()
 
