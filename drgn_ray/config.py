@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from drgn_ray.errors import ConfigError
+from drgn_ray.patience import write_whole
 
 # Dimensions of the latent spaces that --preset auto looks for, of which held-out particles choose; from so many
 # particles on, more.
@@ -315,9 +316,7 @@ def read_config(path: Path) -> RunConfig:
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write all settings as YAML, in sections; at once, for whoever reads them."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
-    partial.replace(path)
+    write_whole(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
 def describe(error: PydanticError, *, as_flags: bool = False) -> str:

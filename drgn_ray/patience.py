@@ -42,11 +42,12 @@ def patiently(path: object, attempt: Callable[[], T]) -> T:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there whole or not at all; storage that fails is waited for."""
+    """Write a file that is there whole or not at all, in folders that are made; storage that fails is waited for."""
     partial = file.with_name(f".{file.name}.partial")
 
     def attempt() -> None:
-        partial.write_text(text)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(file)
 
     patiently(file, attempt)

@@ -29,8 +29,6 @@ COMMANDS = {
     "doctor": "check machines, store, storage and MLflow before a training does",
     "ui": "open the MLflow interface on your runs",
 }
-
-
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # what storage refuses
 
 

@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs
 from drgn_ray.analysis.chimerax import colours
 from drgn_ray.analysis.latent_space import PrincipalComponents
 from drgn_ray.analysis.surface import Framed
+from drgn_ray.patience import write_whole
 from drgn_ray.physics.volume import resample
 from drgn_ray.training.embed import Latents
 
@@ -155,9 +156,7 @@ def write_explorer(
     described = json.dumps(about).replace("<", "\\u003c")
     for place, text in (("/*PLOTLY*/", script), ("/*ABOUT*/", described), ("/*DATA*/", block.text())):
         page = page.replace(place, text, 1)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, page)
 
 
 def _drawn(

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from drgn_ray.patience import write_whole
 from drgn_ray.training.compare import Gain, gain
 from drgn_ray.training.leaderboard import reference_gain
 from drgn_ray.training.sweep import Distribution, Trial
@@ -35,9 +36,7 @@ def write_figures(directory: SweepDirectory, trials: Sequence[Trial], table: pd.
     }
     # One file with all that it needs: MLflow's frame lets no requests through.
     page = parallel_coordinates(table, trials, directory.sweep().space).to_html(include_plotlyjs=True)
-    partial = directory.path / f".{PARALLEL}.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(directory.path / PARALLEL)
+    write_whole(directory.path / PARALLEL, page)
     partial = directory.path / f".{CURVES}.partial"
     gain_figure(gains, reference_gain(directory)).savefig(partial, dpi=110, format="png")
     partial.replace(directory.path / CURVES)

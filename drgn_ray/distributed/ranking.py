@@ -40,9 +40,7 @@ NUM_VOLUMES = 8  # of each half
 
 def score_finished(directory: SweepDirectory, rank_by: str) -> None:
     """Score the finished trials that are not yet, each in a task of its own; what cannot be scored says why."""
-    finished = [
-        trial for trial in directory.trials() if (of := directory.outcome(trial.name)) and of.state == "finished"
-    ]
+    finished = [trial for trial in directory.trials() if directory.has_finished(trial.name)]
     unscored = [trial for trial in finished if directory.score(trial.name, rank_by) is None]
     score_of = {"back_projection": _over_consensus, "half_sets": _between_halves}[rank_by]
     tasks = [partial(_scored, score_of, directory, trial) for trial in unscored]

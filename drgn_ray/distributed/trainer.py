@@ -16,7 +16,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -232,9 +231,10 @@ def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> Res
 def _died(error: ray.train.TrainingFailedError, run: RunDirectory) -> RunError | None:
     """Say that workers ended, if it was no exception of theirs: those are ours to mend."""
     failures = [*getattr(error, "worker_failures", {}).values()]
-    if not any(isinstance(failure, RayError) and not isinstance(failure, RayTaskError) for failure in failures):
+    ended = [failure for failure in failures if type(failure).__name__.startswith("WorkerHealthCheck")]
+    if not ended:
         return None
-    found = f"workers ended {MAX_FAILURES + 1} times and nothing was trained in between ({_last_line(failures[0])})"
+    found = f"workers ended {MAX_FAILURES + 1} times and nothing was trained in between ({_last_line(ended[0])})"
     remedy = "see whether machines run out of memory, and give the same command again"
     return RunError(str(run.path), found, remedy)
 

@@ -38,6 +38,7 @@ from drgn_ray.errors import ResourceError, StorageError, StoreAwayError, UserErr
 from drgn_ray.models.linear import LinearSubspace
 from drgn_ray.models.model import Model
 from drgn_ray.particles.store import ParticleStore, reopen
+from drgn_ray.patience import write_whole
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.tracking.summary import sweep_note
@@ -444,9 +445,7 @@ def publish(
     table = leaderboard(directory, trials, rank_by)
     text, listed = markdown(directory, table, rank_by), table.to_csv(index=False, float_format="%.6g")
     for name, content in {"leaderboard.csv": listed, "leaderboard.md": text}.items():
-        partial = directory.path / f".{name}.partial"
-        partial.write_text(content)
-        partial.replace(directory.path / name)
+        write_whole(directory.path / name, content)
     parent.note(sweep_note(parent, text))
     for file in (directory.path / "leaderboard.csv", *write_figures(directory, trials, table)):
         parent.artifacts(file)

@@ -24,7 +24,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from requests.exceptions import RequestException
 
-from drgn_ray.patience import append_line, patiently
+from drgn_ray.patience import append_line, patiently, write_whole
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
@@ -81,9 +81,7 @@ class Outbox:
             left = waiting[told:]
             if told:
                 logger.info("MLflow answers again: %d messages delivered, %d wait", told, len(left))
-                rest = self.file.with_suffix(".partial")
-                rest.write_text("".join(f"{line}\n" for line in left))
-                rest.replace(self.file)
+                write_whole(self.file, "".join(f"{line}\n" for line in left))
             if not left:
                 self.file.unlink()
         return len(left)

@@ -27,11 +27,11 @@ from drgn_ray.tracking.outbox import RETRY_SECONDS, Message, Outbox
 from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+_TRIED = "drgn-ray doctor"  # experiment of runs that are made to see whether they can be, and deleted
 _NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
 # MLflow itself would try for minutes while training waits; what it misses is told later (`Outbox`).
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 # Of a sweep: the run whose analysis is among its artifacts, the explorer there, and the run that was promoted.
-_TRIED = "drgn-ray doctor"  # experiment of runs that are made to see whether they can be, and deleted
 SHOWN, EXPLORER, PROMOTED = "drgn_ray.winner_shown", "drgn_ray.explorer", "drgn_ray.promoted"
 
 

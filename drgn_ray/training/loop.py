@@ -38,8 +38,6 @@ T = TypeVar("T")
 Batches = Iterable[Mapping[str, Tensor]]
 MOST_FOLLOWED = 1_000  # held-out particles whose latents are compared from epoch to epoch
 ACTIVE_NATS = 0.01  # a latent dimension with less KL divergence than this carries nothing
-
-
 MOST_SKIPPED = 0.1  # share of a slice's steps whose gradients may be no numbers: bad images, or rare overflows
 BACK_OFF = 0.5  # times the learning rate
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from drgn_ray.models.model import Model
-from drgn_ray.patience import append_line, patiently
+from drgn_ray.patience import append_line, patiently, write_whole
 from drgn_ray.progress import format_duration
 from drgn_ray.training.checkpoint import Position
 from drgn_ray.training.run_directory import RunDirectory
@@ -89,9 +89,7 @@ class LogReporter:
             if line["step"] <= position.images_seen and line["kind"] == "interval"
         ]
         merged = sorted([*kept, *position.history], key=lambda line: (line["step"], line["kind"] == "epoch"))
-        rewritten = self.run.metrics_file.with_suffix(".partial")
-        rewritten.write_text("".join(json.dumps(line) + "\n" for line in merged))
-        rewritten.replace(self.run.metrics_file)
+        write_whole(self.run.metrics_file, "".join(json.dumps(line) + "\n" for line in merged))
 
     def interval(self, step: int, metrics: Metrics) -> None:
         """Write a line of progress."""

@@ -23,6 +23,7 @@ from jaxtyping import Float64
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.patience import write_whole
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep import Sweep, Trial
 
@@ -135,11 +136,11 @@ class SweepDirectory:
 
     def _save(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
         listed = [asdict(trial) | {"config": trial.config.model_dump(mode="json")} for trial in trials]
-        _write(self.file, json.dumps({"sweep": settings, "trials": listed}, indent=1))
+        write_whole(self.file, json.dumps({"sweep": settings, "trials": listed}, indent=1))
 
     def end(self, trial: str, outcome: Outcome) -> None:
         """Keep how a trial ended; it is not run again."""
-        _write(self.path / "outcomes" / f"{trial}.json", json.dumps(outcome._asdict()))
+        write_whole(self.path / "outcomes" / f"{trial}.json", json.dumps(outcome._asdict()))
 
     def outcome(self, trial: str) -> Outcome | None:
         """Say how a trial ended; None if it did not yet."""
@@ -153,7 +154,7 @@ class SweepDirectory:
 
     def save_score(self, trial: str, rank_by: str, score: Score) -> None:
         """Keep the score of a trial."""
-        _write(self.path / "scores" / rank_by / f"{trial}.json", json.dumps(score._asdict()))
+        write_whole(self.path / "scores" / rank_by / f"{trial}.json", json.dumps(score._asdict()))
 
     def score(self, trial: str, rank_by: str) -> Score | None:
         """Read the score of a trial; None before it was scored."""
@@ -178,10 +179,3 @@ class SweepDirectory:
         for file in (self.path / "bounds" / name).glob("[0-9]*.npy"):
             if int(file.stem) >= epoch:
                 file.unlink()
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
