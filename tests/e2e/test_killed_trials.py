@@ -7,6 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,12 +49,17 @@ def tune(store_path: Path, folder: Path, sweep: str, meanwhile: Callable[[SweepD
     """Run a sweep, and something beside it, which must come to its end too."""
     (folder / "sweep.yaml").write_text(sweep)
     directory = SweepDirectory(folder / "sweeps" / "a")
-    ended = []
-    beside = threading.Thread(target=lambda: ended.append(meanwhile(directory)), daemon=True)
-    beside.start()
+    ended: Future[None] = Future()
+
+    def beside() -> None:
+        try:
+            ended.set_result(meanwhile(directory))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=beside, daemon=True).start()
     assert main(["tune", str(store_path), str(folder / "sweep.yaml"), "-o", str(directory.path)]) == 0
-    beside.join(1)
-    assert ended, "the sweep ended before anything was killed"
+    ended.result(timeout=1)  # it raises what the thread raised, and when the sweep ended before anything was killed
     return directory
 
 
@@ -67,13 +74,14 @@ def kill_once_it_judged(directory: SweepDirectory, num_epochs: int, name: str, h
     """Kill the process of this name, of those below ours, that has a file open, once trial 1 judged so many epochs."""
     while len(directory.bounds("trial_1")) < num_epochs:
         time.sleep(0.02)
-    ours = {child.pid for child in psutil.Process().children(recursive=True)}
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid in ours and " ".join(process.info["cmdline"] or []).startswith(name):
-            if having_open is None or str(having_open) in [file.path for file in process.open_files()]:
-                process.kill()
-                return
-    raise AssertionError(f"there is no {name}")
+    while True:  # an actor carries its method's name only while it runs it
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(process.cmdline()).startswith(name):
+                    if having_open is None or str(having_open) in [file.path for file in process.open_files()]:
+                        process.kill()
+                        return
+        time.sleep(0.02)
 
 
 def check_that_nothing_is_held_and_no_epoch_lost(directory: SweepDirectory, num_epochs: int) -> None:
