@@ -11,7 +11,7 @@ from drgn_ray.config import RunConfig
 from drgn_ray.distributed.train import train
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.tracking.reporter import make_reporter
-from drgn_ray.tracking.reproduce import write_script
+from drgn_ray.tracking.reproduce import tell_command, tell_origin
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
@@ -39,8 +39,8 @@ def tracked_run(run: RunDirectory, config: RunConfig, frame: Frame) -> Iterator[
     tracked = open_tracked(run, config, frame)
     tracked.begin()
     with end_told(tracked):
-        write_script(run, config, ParticleStore(config.particles).info)
-        tracked.artifacts(run.script)
+        tell_command(tracked)
+        tell_origin(tracked, run, config, ParticleStore(config.particles))
         yield tracked
 
 

@@ -110,6 +110,7 @@ def _search(
 ) -> None:
     from drgn_ray.distributed.ranking import score_finished
     from drgn_ray.distributed.tune import publish, run_sweep
+    from drgn_ray.tracking.reproduce import tell_command
     from drgn_ray.tracking.run import open_sweep
     from drgn_ray.tracking.summary import sweep_note
     from drgn_ray.training.leaderboard import leaderboard, markdown, unended
@@ -121,6 +122,7 @@ def _search(
     tracked = open_sweep(directory.tracked, trials[0].config.particles, {"drgn_ray.job": job} if job else {})
     frame.link(served(tracked, tracked.link))
     tracked.begin()
+    tell_command(tracked)
     with end_told(tracked):
         run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
         if arguments.rank_by != "gain" and not unended(leaderboard(directory, directory.trials())):

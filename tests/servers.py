@@ -165,12 +165,14 @@ class MlflowServer:
     ----------
     database
         Where its records are; None: in a file in the folder.
+    host
+        Address of this machine at which it is reached.
     """
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
+    def __init__(self, folder: Path, database: str | None = None, host: str = "127.0.0.1") -> None:
         (port,) = free_ports(1)
-        self.uri = f"http://127.0.0.1:{port}"
-        self.command = ["bash", str(MLFLOW_SCRIPT), f"127.0.0.1:{port}", str(folder), "--workers", "1"]
+        self.uri = f"http://{host}:{port}"
+        self.command = ["bash", str(MLFLOW_SCRIPT), f"{host}:{port}", str(folder), "--workers", "1"]
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder}/mlflow.db",

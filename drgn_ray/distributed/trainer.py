@@ -17,11 +17,12 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from drgn_ray import config as settings
 from drgn_ray.distributed.cluster import await_machines, connected, resource_picture, user_error_in
 from drgn_ray.distributed.follow import following
+from drgn_ray.distributed.network import NetworkConfig
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError, RunError
 from drgn_ray.particles.store import ParticleStore, reopen
@@ -133,7 +134,7 @@ def _fit(
                 if not isinstance(ended, BackedOff):
                     break
             except ray.train.TrainingFailedError as error:
-                mistake = user_error_in(error) or _unplaced(error, resources)
+                mistake = user_error_in(error) or _unplaced(error, resources) or _unconnected(error)
                 if mistake or load_position(run.checkpoints).next_slice == before:
                     raise mistake or _died(error, run) or error from None
                 logger.warning("workers failed often, and the training went on in between: it does so again")
@@ -169,7 +170,7 @@ def _trainer(
             "cpus": resources.cpus,
         },
         datasets={"train": remaining_slices},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),  # type: ignore[arg-type]
+        torch_config=NetworkConfig(timeout_s=COLLECTIVE_SECONDS),  # type: ignore[arg-type]
         scaling_config=ScalingConfig(
             num_workers=(num_workers, most) if most else num_workers,
             use_gpu=resources.use_gpu,
@@ -225,6 +226,19 @@ def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> Res
         f"{resources.num_workers} workers of {resources.cpus} CPUs{' and a GPU' if resources.use_gpu else ''} each",
         f"no place came free in {MAX_FAILURES + 1} attempts; {resource_picture()}",
         "give the same command again when there is room, or pass fewer workers",
+    )
+
+
+def _unconnected(error: ray.train.TrainingFailedError) -> ResourceError | None:
+    """Say that workers did not find each other, which Ray Train tries four times."""
+    failure = str(getattr(error, "controller_failure", ""))
+    if "_setup_torch_process_group" not in failure:
+        return None
+    return ResourceError(
+        "the network between workers",
+        f"they cannot reach each other ({failure.strip().splitlines()[-1]})",
+        "let the machines reach all ports of each other, or say on each which interface to use: GLOO_SOCKET_IFNAME for"
+        " CPUs, NCCL_SOCKET_IFNAME for GPUs, before `ray start`",
     )
 
 

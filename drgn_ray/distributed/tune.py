@@ -40,6 +40,7 @@ from drgn_ray.models.model import Model
 from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.patience import write_whole
 from drgn_ray.tracking.reporter import make_reporter
+from drgn_ray.tracking.reproduce import tell_origin
 from drgn_ray.tracking.run import TrackedRun, open_run
 from drgn_ray.tracking.summary import sweep_note
 from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
@@ -293,6 +294,7 @@ def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longes
         run.begin(config)
     tracked = open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE)
     tracked.begin()
+    tell_origin(tracked, run, config, reopen(config.particles))
     go_on_from_donor(directory, trial, tracked)
     has_workers = config.resources.num_workers > 0
     judge = _Judge(directory, trial, longest, None if has_workers else partial(_tell, directory, trial))

@@ -218,7 +218,15 @@ class StoreWriter:
 
 
 class ParticleStore:
-    """A whole store, opened for reading."""
+    """A whole store, opened for reading.
+
+    Attributes
+    ----------
+    info
+        What it was made with.
+    digest
+        SHA-256 of its settings, sources, tables and the sizes of its files; images have checksums of their own.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -239,7 +247,7 @@ class ParticleStore:
         if not _is_sealed(attributes):
             again = "convert the particles again with --overwrite"
             raise StoreError(self.path, "its file zarr.json is damaged", again)
-        self.info = _info(attributes)
+        self.info, self.digest = _info(attributes), str(attributes["seal"])
         if not attributes.get("complete"):
             raise StoreError(self.path, "its conversion did not finish", f"finish it with `{self.info.command}`")
         self._files, self._digests = attributes["files"], attributes["sha256"]

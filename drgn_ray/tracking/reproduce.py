@@ -1,30 +1,52 @@
-"""``reproduce.sh``: settings, versions and particles that a run came from, as a script that trains it again."""
+"""What a run came from: settings, versions, particles and command, in MLflow and in a script that trains it again."""
 
 from __future__ import annotations
 
 import platform
 import shlex
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import yaml
 
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
-from drgn_ray.particles.store import StoreInfo
+from drgn_ray.particles.store import ParticleStore
+from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.run_directory import RunDirectory
 
 
-def write_script(run: RunDirectory, config: RunConfig, info: StoreInfo) -> None:
-    """Write the script for a run as it is configured now."""
+def tell_command(tracked: TrackedRun) -> None:
+    """Tell MLflow the command that this process runs."""
+    tracked.set_tag("drgn_ray.command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def tell_origin(tracked: TrackedRun, run: RunDirectory, config: RunConfig, store: ParticleStore) -> None:
+    """Write ``reproduce.sh`` for a run as it is configured now, and tell MLflow what it comes from."""
+    _write_script(run, config, store)
+    tracked.set_tag("drgn_ray.versions", _versions())
+    tracked.set_tag("drgn_ray.store_digest", store.digest)
+    tracked.particles(config.particles, store.digest)
+    tracked.artifacts(run.script)
+
+
+def _versions() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "ray", "zarr"))
+    return f"drgn_ray {__version__}, Python {platform.python_version()}, {packages}"
+
+
+def _write_script(run: RunDirectory, config: RunConfig, store: ParticleStore) -> None:
     settings = yaml.safe_dump(config.model_dump(exclude={"particles"}), sort_keys=False)
     run.script.write_text(
         f"""#!/usr/bin/env bash
 # Trains the run {shlex.quote(str(run.path))} again: bash reproduce.sh OUTPUT
-# It was trained with drgn_ray {__version__}, Python {platform.python_version()}, {packages},
-# on the store whose table has the checksum {info.table_sha256}, made by
-#   {" ".join(info.command.split())}
-# In one process (--workers 0) on the same kind of machine the result is the same to the bit.
+# It was trained with {_versions()},
+# on the store with the digest {store.digest},
+# whose table has the checksum {store.info.table_sha256}, made by
+#   {" ".join(store.info.command.split())}
+# In one process (--workers 0) on the same kind of machine the result is the same to the bit; with several workers, in
+# which order gradients are summed and images come is not promised, and losses differ in the fourth digit.
 set -euo pipefail
 settings=$(mktemp --suffix .yaml)
 trap 'rm -f "$settings"' EXIT

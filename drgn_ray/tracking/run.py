@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -94,6 +94,10 @@ class TrackedRun:
         except MlflowException:
             return None
 
+    def particles(self, store: str, digest: str) -> None:
+        """Say which particles are used; MLflow lists them with its runs as a dataset."""
+        self.outbox.put({"what": "particles", "store": store, "digest": digest})
+
     def note(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
         self.set_tag(_NOTE, markdown)
@@ -124,6 +128,8 @@ class TrackedRun:
                 log(self.run_id, path, folder)
             case {"what": "tag", "name": name, "value": value}:
                 self.client.set_tag(self.run_id, name, value)
+            case {"what": "particles", "store": store, "digest": digest}:
+                self.client.log_inputs(self.run_id, [_dataset(store, digest)])
             case {"what": "status", "status": "RUNNING"}:
                 self.client.update_run(self.run_id, status="RUNNING")
             case {"what": "status", "status": status, "time": when}:
@@ -139,6 +145,13 @@ class TrackedRun:
         self.client.update_run(self.run_id, name=f"{run.info.run_name} (replaced)")
         self.client.set_tag(self.run_id, "drgn_ray.replaced_by", by)
         self.client.set_tag(self.run_id, _NOTE, f"{said}\n\n{run.data.tags.get(_NOTE, '')}")
+
+
+def _dataset(store: str, digest: str) -> DatasetInput:
+    """Describe a store for MLflow, whose digests have at most 36 letters."""
+    where = json.dumps({"uri": store})
+    name = Path(store).name
+    return DatasetInput(Dataset(name, digest[:36], "particle store", where), [InputTag("mlflow.data.context", "train")])
 
 
 def _client(uri: str) -> MlflowClient:

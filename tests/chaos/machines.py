@@ -55,25 +55,87 @@ class Machine:
         raise AssertionError("there is no raylet")
 
 
-class Machines:
-    """A head and a second machine, of two CPUs each."""
+class Cable:
+    """A network of a second machine's own (a Linux namespace), with a cable to this one, which can be pulled.
 
-    def __init__(self, folder: Path) -> None:
+    Packets are then lost and no one is told, as when a switch fails.
+    """
+
+    here, there = "10.77.5.1", "10.77.5.2"
+
+    def __init__(self) -> None:
+        self.name = f"dr{os.getpid()}"
+        self.bridge, self.plug = f"{self.name}b", f"{self.name}p"
+        for command in (
+            f"netns add {self.name}",
+            f"link add {self.bridge} type bridge",
+            f"link add {self.plug} type veth peer name eth0 netns {self.name}",
+            f"addr add {self.here}/24 dev {self.bridge}",
+            f"link set {self.bridge} up",
+            f"link set {self.plug} up",
+            f"-n {self.name} addr add {self.there}/24 dev eth0",
+            f"-n {self.name} link set eth0 up",
+            f"-n {self.name} link set lo up",
+        ):
+            _ip(command)
+        self.plug_in()
+
+    def plug_in(self) -> None:
+        _ip(f"link set {self.plug} master {self.bridge}")
+
+    def pull(self) -> None:
+        _ip(f"link set {self.plug} nomaster")
+
+    def there_runs(self, command: list[str]) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def remove(self) -> None:
+        _ip(f"netns del {self.name}")
+        _ip(f"link del {self.bridge}")
+
+
+def _ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+
+@contextmanager
+def a_cable() -> Iterator[Cable | None]:
+    """Lay a cable, or None where networks may not be made."""
+    try:
+        cable = Cable()
+    except (OSError, subprocess.CalledProcessError):
+        yield None
+        return
+    try:
+        yield cable
+    finally:
+        cable.remove()
+
+
+class Machines:
+    """A head and a second machine, of two CPUs each, joined by a cable where there is one."""
+
+    def __init__(self, folder: Path, cable: Cable | None) -> None:
+        self.cable = cable
+        self.host = cable.here if cable else "127.0.0.1"
         self.port, client, agent = free_ports(3)
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{self.host}:{self.port}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
             **{"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"},
         }
-        common = ["--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]
+        common = ["--block", "--num-cpus", "2"]
         self.head = Machine(
-            [str(RAY), "start", "--head", *common, "--port", str(self.port), "--temp-dir", str(folder)]
+            [str(RAY), "start", "--head", *common, "--node-ip-address", self.host, "--port", str(self.port)]
+            + ["--temp-dir", str(folder)]
             + ["--include-dashboard", "false", "--ray-client-server-port", str(client)]
             + ["--dashboard-agent-listen-port", str(agent)],
             self.environment,
         )
         self.await_cpus(2)
-        self.second = Machine([str(RAY), "start", *common, "--address", self.address], self.environment)
+        join = [str(RAY), "start", *common, "--address", self.address]
+        join += ["--node-ip-address", cable.there if cable else self.host]
+        self.second = Machine(cable.there_runs(join) if cable else join, self.environment)
         self.await_cpus(4)
 
     def start(self) -> None:
@@ -96,9 +158,10 @@ class Machines:
         subprocess.run(command, env=self.environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def await_cpus(self, count: int) -> None:
+        """Wait until Ray counts so many."""
         deadline = time.monotonic() + 120
-        while self.num_cpus() < count:
-            assert time.monotonic() < deadline, f"{count} CPUs did not come up"
+        while (found := self.num_cpus()) != count:
+            assert time.monotonic() < deadline, f"{found} CPUs, not {count}"
             time.sleep(0.5)
 
     def num_cpus(self) -> int:
@@ -124,12 +187,13 @@ class Machines:
 def machines() -> Iterator[Machines]:
     """Start them, and leave nothing."""
     folder = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
-    both = Machines(folder)
-    try:
-        yield both
-    finally:
-        both.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with a_cable() as cable:
+        both = Machines(folder, cable)
+        try:
+            yield both
+        finally:
+            both.stop()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def workers_of(machine: Machine) -> list[psutil.Process]:

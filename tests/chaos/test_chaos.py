@@ -1,6 +1,7 @@
 """Faults of all kinds strike one training, and it ends as if none had: pytest -s tests/chaos prints what each cost.
 
-DRGN_RAY_LONG=1 runs it, with twenty faults or DRGN_RAY_CHAOS_FAULTS of them, drawn with the seed DRGN_RAY_CHAOS_SEED.
+DRGN_RAY_LONG=1 runs it, with twenty faults or DRGN_RAY_CHAOS_FAULTS of them, drawn with the seed DRGN_RAY_CHAOS_SEED,
+or those that DRGN_RAY_CHAOS_ONLY names.
 tests/e2e/test_interruption.py is its short form.
 """
 
@@ -28,6 +29,7 @@ from drgn_ray.training.run_directory import RunDirectory
 
 SEED = int(os.environ.get("DRGN_RAY_CHAOS_SEED", "0"))
 NUM_FAULTS = int(os.environ.get("DRGN_RAY_CHAOS_FAULTS", "20"))
+ONLY = os.environ.get("DRGN_RAY_CHAOS_ONLY", "").split()
 NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 256 --dec-layers 3 --val-fraction 0.2 -b 16 --log-seconds 1"
 NUM_EPOCHS = 4 * NUM_FAULTS
 RECOVERY_SECONDS = 300
@@ -141,6 +143,25 @@ def a_machine_is_preempted(world: World) -> Iterator[None]:
     world.machines.second.start()
 
 
+def the_network_is_cut(world: World) -> Iterator[None]:
+    """For shorter than Ray needs to give the machine up."""
+    assert world.machines.cable is not None
+    world.machines.cable.pull()
+    yield
+    world.machines.cable.plug_in()
+
+
+def the_network_is_cut_for_long(world: World) -> Iterator[None]:
+    """Until Ray has given the machine up, which starts again when it finds that it is alone."""
+    assert world.machines.cable is not None
+    world.machines.cable.pull()
+    yield
+    world.machines.await_cpus(2)
+    world.machines.cable.plug_in()
+    world.machines.second.process.wait(120)
+    world.machines.second.start()
+
+
 def the_head_loses_power(world: World) -> Iterator[None]:
     world.machines.stop()
     yield
@@ -193,6 +214,8 @@ FAULTS: list[Fault] = [
     a_raylet_is_killed,
     a_machine_loses_power,
     a_machine_is_preempted,
+    the_network_is_cut,
+    the_network_is_cut_for_long,
     the_head_loses_power,
     the_store_is_away,
     the_disk_is_full,
@@ -201,7 +224,9 @@ HARM_SECONDS = 12  # that a fault lasts, if it is one that passes
 
 
 def drawn(rng: random.Random) -> list[Fault]:
-    """Every fault once, as far as there are so many, and then others at random."""
+    """Every fault once, as far as there are so many, and then others at random; or those that are named."""
+    if ONLY:
+        return [fault for fault in FAULTS if fault.__name__ in ONLY]
     faults = rng.sample(FAULTS, k=len(FAULTS))[:NUM_FAULTS]
     return faults + rng.choices(FAULTS, k=NUM_FAULTS - len(faults))
 
@@ -215,8 +240,8 @@ def world(store_path: Path, tmp_path: Path) -> Iterator[World]:
     store = tmp_path / "store" / "particles.zarr"
     shutil.copytree(store_path, store)
     (tmp_path / "mlflow").mkdir()
-    mlflow = MlflowServer(tmp_path / "mlflow")
     with machines() as both:
+        mlflow = MlflowServer(tmp_path / "mlflow", host=both.host)
         found = World(tmp_path, store, both, mlflow, random.Random(SEED))
         try:
             yield found
@@ -233,6 +258,8 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
     faults = drawn(world.rng)
     if not os.path.ismount(tmp_path / "runs"):
         faults = [fault for fault in faults if fault is not the_disk_is_full]
+    if world.machines.cable is None:
+        faults = [fault for fault in faults if fault not in (the_network_is_cut, the_network_is_cut_for_long)]
     world.start()
     world.await_epochs(2)
     place = json.loads(world.run.mlflow_file.read_text())

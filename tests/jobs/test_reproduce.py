@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from drgn_ray.particles.store import ParticleStore
@@ -22,7 +26,9 @@ def test_the_script_of_a_run_trains_the_same_again_to_the_bit(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["train", str(store_path), "-o", str(tmp_path / "first"), "--seed", "3", *SETTINGS.split()]) == 0
     script = tmp_path / "first" / "reproduce.sh"
-    assert ParticleStore(store_path).info.table_sha256 in script.read_text()
+    store = ParticleStore(store_path)
+    assert store.info.table_sha256 in script.read_text()
+    assert store.digest in script.read_text()
     program = Path(sys.executable).parent  # where drgn-ray is
     environment = os.environ | {"PATH": f"{program}:{os.environ['PATH']}"}
     subprocess.run(["bash", str(script), str(tmp_path / "again")], check=True, env=environment)
@@ -32,3 +38,23 @@ def test_the_script_of_a_run_trains_the_same_again_to_the_bit(
     assert first.keys() == again.keys()
     assert all(first[name].equal(again[name]) for name in first)
     assert subprocess.run(["bash", str(script)], capture_output=True, check=False).returncode != 0
+
+
+def test_mlflow_lists_the_particles_of_a_run_its_versions_and_its_command(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    words = ["-m", "jobs.train", str(store_path), "-o", str(tmp_path / "run"), *SETTINGS.split()]
+    for epochs in ("1", "2"):  # and one that goes on lists them once
+        subprocess.run([sys.executable, *words, "-n", epochs], check=True, env=environment, capture_output=True)
+    place = json.loads((tmp_path / "run" / "mlflow.json").read_text())
+    run = MlflowClient(place["tracking_uri"]).get_run(place["run_id"])
+    digest = ParticleStore(store_path).digest
+    assert [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs] == [
+        (store_path.name, digest[:36])
+    ]
+    assert run.data.tags["drgn_ray.store_digest"] == digest
+    assert run.data.tags["drgn_ray.command"] == shlex.join(["train.py", *words[2:], "-n", "2"])
+    for package in ("torch", "numpy", "ray", "zarr"):
+        assert f"{package} {version(package)}" in run.data.tags["drgn_ray.versions"]
