@@ -22,15 +22,15 @@ def check_machines(config: RunConfig, run: RunDirectory) -> None:
 
     MLflow is asked by what follows: a run of ours begins there, or goes on without it.
     """
-    if config.resources.num_workers == 0 or (config.model.is_fitted and config.resources.num_workers == 1):
-        return
-    if config.resources.await_gpus:  # machines are still to come
+    resources = config.resources
+    if resources.num_workers == 0 or (config.model.is_fitted and resources.num_workers == 1):
         return
     from drgn_ray.distributed.preflight import preflight
     from drgn_ray.distributed.trainer import own_cpus, plan_resources
 
-    plan = partial(plan_resources, config.resources)
-    preflight(config.particles, run.path, plan, own_cpus(config.resources))
+    plan = partial(plan_resources, resources)
+    awaited = resources.num_workers if resources.await_gpus else None
+    preflight(config.particles, run.path, plan, own_cpus(resources), awaited)
 
 
 @contextmanager

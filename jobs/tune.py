@@ -98,11 +98,11 @@ def _check_machines(directory: SweepDirectory, config: RunConfig, gpus_per_trial
     from drgn_ray.distributed.tune import plan_slots
 
     resources = config.resources
-    if resources.await_gpus:  # machines are still to come
-        return
     cpus, workers = resources.cpus_per_worker or 1, resources.num_workers
     own = own_cpus(resources) if workers else max(os.cpu_count() or 1, 2)
-    preflight(config.particles, directory.path, lambda nodes: plan_slots(cpus, gpus_per_trial, nodes, workers), own)
+    awaited = max(workers, 1) if resources.await_gpus else None
+    plan = lambda nodes: plan_slots(cpus, gpus_per_trial, nodes, workers)  # noqa: E731
+    preflight(config.particles, directory.path, plan, own, awaited)
 
 
 def _search(

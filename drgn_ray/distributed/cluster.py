@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from drgn_ray.errors import ResourceError, UserError
 
@@ -106,7 +106,7 @@ def await_machines(resource: str, count: int) -> None:
     """
     if _has(resource) >= count:
         return
-    request_resources(bundles=[{resource: 1}] * count)
+    asked = placement_group([{resource: 1}] * count)  # which no other command's takes the place of
     start = said = time.monotonic()
     logger.info("waiting for machines with %d %s in all; there are %g", count, resource, _has(resource))
     try:
@@ -123,7 +123,7 @@ def await_machines(resource: str, count: int) -> None:
                 said = now
                 logger.info("still waiting: %g of %d %s are there", _has(resource), count, resource)
     finally:
-        request_resources(bundles=[])  # else machines would stay when all is done
+        remove_placement_group(asked)  # else machines would stay when all is done
 
 
 def _has(resource: str) -> float:

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from drgn_ray import __version__
-from drgn_ray.distributed.cluster import connected
+from drgn_ray.distributed.cluster import await_machines, connected
 from drgn_ray.distributed.tasks import is_cluster_there
 from drgn_ray.errors import ResourceError, StoreError, UserError
 from drgn_ray.particles.store import ParticleStore
@@ -96,16 +96,26 @@ class Place(NamedTuple):
     session: str
 
 
-def preflight(store: str, folder: Path, plan: Callable[[Nodes], object], own_cpus: int) -> None:
+def preflight(
+    store: str, folder: Path, plan: Callable[[Nodes], object], own_cpus: int, await_gpus: int | None = None
+) -> None:
     """Look at what a training is about to use; silent where all is well, and a warning for what only slows it down.
 
     Without a cluster this is the machine we are on, on which Ray is not started for it.
+
+    Parameters
+    ----------
+    await_gpus
+        GPUs that the cluster is waited for to have, before it is looked at.
 
     Raises
     ------
     ResourceError
         The training would fail, or wait for ever.
     """
+    if await_gpus and is_cluster_there():
+        with connected():
+            await_machines("GPU", await_gpus)
     wrong = [finding for finding in examine(store, folder, plan, own_cpus) if finding.remedy is not None]
     first = next((finding for finding in wrong if finding.stops), None)
     for finding in wrong:

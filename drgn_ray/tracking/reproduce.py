@@ -13,6 +13,7 @@ import yaml
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.patience import write_whole
 from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -38,7 +39,8 @@ def _versions() -> str:
 
 def _write_script(run: RunDirectory, config: RunConfig, store: ParticleStore) -> None:
     settings = yaml.safe_dump(config.model_dump(exclude={"particles"}), sort_keys=False)
-    run.script.write_text(
+    write_whole(
+        run.script,
         f"""#!/usr/bin/env bash
 # Trains the run {shlex.quote(str(run.path))} again: bash reproduce.sh OUTPUT
 # It was trained with {_versions()},
@@ -53,5 +55,5 @@ trap 'rm -f "$settings"' EXIT
 cat > "$settings" <<'SETTINGS'
 {settings}SETTINGS
 drgn-ray train {shlex.quote(config.particles)} -o "${{1:?say where the new run is to be}}" --config "$settings"
-"""
+""",
     )

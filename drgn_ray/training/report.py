@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -96,12 +97,12 @@ class LogReporter:
         self._append({"kind": "interval", "step": step, **metrics})
         if "train/loss" not in metrics:  # a linear fit says itself what it found
             return
-        epoch = int(metrics["epoch"]) + 1
+        epoch = math.ceil(metrics["epoch"])  # whose last images are of it, and not the first of the next
         logger.info(
             "epoch %d/%d  %3.0f%%  %s images/s  recon %.4f  kld %.2f  loss %.4f  ETA %s",
-            min(epoch, self.num_epochs),
+            epoch,
             self.num_epochs,
-            100 * (metrics["epoch"] % 1),
+            100 * (metrics["epoch"] - epoch + 1),
             f"{metrics['perf/images_per_second']:,.0f}",
             metrics["train/recon_loss"],
             metrics["train/kld"],

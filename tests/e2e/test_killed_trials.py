@@ -54,7 +54,7 @@ def tune(store_path: Path, folder: Path, sweep: str, meanwhile: Callable[[SweepD
     def beside() -> None:
         try:
             ended.set_result(meanwhile(directory))
-        except Exception as error:  # noqa: BLE001  (told by the future)
+        except Exception as error:  # noqa: BLE001 - told by the future
             ended.set_exception(error)
 
     threading.Thread(target=beside, daemon=True).start()
