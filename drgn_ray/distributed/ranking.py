@@ -58,7 +58,6 @@ def score_finished(directory: SweepDirectory, rank_by: str) -> None:
 def _scored(
     score_of: Callable[[SweepDirectory, Trial], float], directory: SweepDirectory, trial: Trial
 ) -> tuple[str, Score]:
-    torch.set_num_threads(trial.config.resources.cpus_per_worker or 1)
     try:
         return trial.name, Score(score_of(directory, trial))
     except (ResourceError, StorageError, StoreAwayError):  # no fault of the trial's

@@ -11,55 +11,38 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import cached_property, partial
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 import ray
-import torch
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from torch import Tensor
 
 from drgn_ray.analysis.sweep_figures import write_figures
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed import groups
 from drgn_ray.distributed.cluster import await_machines, connected
 from drgn_ray.distributed.linear import train_linear
-from drgn_ray.distributed.population import Population, donated, go_on_from_donor
+from drgn_ray.distributed.scheduler import scheduler_of
 from drgn_ray.distributed.searcher import Names
-from drgn_ray.distributed.train import train
 from drgn_ray.distributed.trainer import drop_bookkeeping, own_cpus
-from drgn_ray.errors import ResourceError, StorageError, StoreAwayError, UserError
-from drgn_ray.models.linear import LinearSubspace
-from drgn_ray.models.model import Model
-from drgn_ray.particles.store import ParticleStore, reopen
+from drgn_ray.distributed.trial import EPOCH, GAIN, reference_of, train_trial
+from drgn_ray.errors import ResourceError
+from drgn_ray.particles.store import ParticleStore
 from drgn_ray.patience import write_whole
-from drgn_ray.tracking.reporter import make_reporter
-from drgn_ray.tracking.reproduce import tell_origin
-from drgn_ray.tracking.run import TrackedRun, open_run
+from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.tracking.summary import sweep_note
-from drgn_ray.training.checkpoint import Position, has_checkpoint, load_position
-from drgn_ray.training.compare import gain, one_volume
-from drgn_ray.training.embed import trained_model
+from drgn_ray.training.checkpoint import has_checkpoint
+from drgn_ray.training.compare import one_volume
 from drgn_ray.training.leaderboard import RankBy, leaderboard, markdown, unended
-from drgn_ray.training.loop import particle_order
 from drgn_ray.training.objective import held_out_bounds
-from drgn_ray.training.report import LogReporter, Metrics, Reporters
-from drgn_ray.training.run_directory import RunDirectory
-from drgn_ray.training.schedule import compared_radius
+from drgn_ray.training.report import LogReporter
 from drgn_ray.training.sweep import Sweep, Trial
-from drgn_ray.training.sweep_cost import REDUCTION, rungs
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
 
 logger = logging.getLogger(__name__)
-GAIN, EPOCH = "held_out/gain", "epoch"
 MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
-SERVER_PATIENCE = 900  # seconds for which a trial that begins waits for MLflow
 _BOOKKEEPING = ".ray_tune_"
 _NEXT_TO_NOTHING = {"memory": 1.0}  # bytes: Tune wants something, and a share of a CPU would cost a reader the whole
 _QUIET = {
@@ -159,7 +142,7 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
     for left_over in directory.path.glob(f"{_BOOKKEEPING}*"):  # of a driver that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that loggers would write
-    work = tune.with_parameters(_train_trial, directory=directory, longest=longest)
+    work = tune.with_parameters(train_trial, directory=directory, longest=longest)
     reserved: dict[str, float] = {"cpu": slots.cpus, "gpu": slots.gpus} if slots.cpus else _NEXT_TO_NOTHING
     at_once = names.num_left if sweep.scheduler == "pbt" else slots.count  # a population takes turns
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # else trials start one after the other
@@ -169,7 +152,7 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
             tune_config=tune.TuneConfig(
                 search_alg=names,
                 num_samples=names.num_left,
-                scheduler=_scheduler(directory, sweep, longest),
+                scheduler=scheduler_of(directory, sweep, longest),
                 max_concurrent_trials=at_once,
                 reuse_actors=bool(slots.cpus),  # starting a process takes seconds; but a group ends only with its own
             ),
@@ -185,69 +168,6 @@ def _tune(directory: SweepDirectory, sweep: Sweep, names: Names, parent: Tracked
         groups.await_end()
     for run in directory.runs():
         drop_bookkeeping(run)
-
-
-class _Named(NamedTuple):
-    """A trial as ASHA looks at it."""
-
-    trial_id: str
-
-
-class _Asha(ASHAScheduler):
-    """Knows trials by our names, which a later call has again, and not by Tune's."""
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """See `ASHAScheduler`."""
-        super().on_trial_add(tune_controller, _named(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """See `ASHAScheduler`."""
-        return super().on_trial_result(tune_controller, _named(trial), result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """See `ASHAScheduler`."""
-        super().on_trial_complete(tune_controller, _named(trial), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """See `ASHAScheduler`."""
-        super().on_trial_remove(tune_controller, _named(trial))
-
-    def remember(self, name: str, results: Sequence[dict[str, Any]]) -> None:
-        """Hear what a trial told in an earlier call; what was decided on it then stays."""
-        trial: Any = _Named(name)
-        super().on_trial_add(None, trial)  # type: ignore[arg-type]
-        for result in results:
-            super().on_trial_result(None, trial, result)  # type: ignore[arg-type]
-
-
-def _named(trial: TuneTrial) -> Any:
-    return _Named(trial.config["trial"])
-
-
-def _scheduler(directory: SweepDirectory, sweep: Sweep, longest: int) -> TrialScheduler:
-    if sweep.scheduler == "none":
-        return FIFOScheduler()
-    if sweep.scheduler == "pbt":
-        return Population(directory, sweep, EPOCH, GAIN)
-    asha = _Asha(
-        time_attr=EPOCH,
-        metric=GAIN,
-        mode="max",
-        max_t=longest,
-        grace_period=rungs(longest)[0],
-        reduction_factor=REDUCTION,
-    )
-    for trial in directory.trials():
-        asha.remember(trial.name, _results(directory, trial, longest))
-    return asha
-
-
-def _results(directory: SweepDirectory, trial: Trial, longest: int) -> list[dict[str, float]]:
-    """List what a trial told after every epoch; one that is fitted at once is at its end, and bars no beginner."""
-    (consensus,) = directory.bounds(CONSENSUS).values()
-    over = {epoch: gain(bounds, consensus) for epoch, bounds in directory.bounds(trial.name).items()}
-    at = {epoch: longest if trial.config.model.is_fitted else epoch for epoch in over}
-    return [{EPOCH: at[epoch], GAIN: each.mean, "held_out/gain_error": each.error} for epoch, each in over.items()]
 
 
 def _fit_reference(directory: SweepDirectory, config: RunConfig) -> None:
@@ -267,120 +187,9 @@ def _fit_reference(directory: SweepDirectory, config: RunConfig) -> None:
     if not has_checkpoint(run.checkpoints):
         with run.log_to_file():
             train_linear(of_it, store, run, LogReporter(run, 1))
-    linear = _reference(directory, config, store)
+    linear = reference_of(directory, config, store)
     directory.save_bounds(CONSENSUS, 0, held_out_bounds(one_volume(linear), linear, config, store))
     directory.save_bounds(LINEAR, 0, held_out_bounds(linear, linear, config, store))
-
-
-def _reference(directory: SweepDirectory, config: RunConfig, store: ParticleStore) -> LinearSubspace:
-    found = trained_model(directory.reference, directory.reference.config(), store, _device())
-    assert isinstance(found, LinearSubspace)
-    return found
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longest: int) -> None:
-    """Train what is left of a trial, here or by its workers; a user's mistake (a loss that diverges) ends only it."""
-    trial = directory.trial(chosen["trial"])
-    if directory.outcome(trial.name) is not None:  # Tune tries again whatever fails in its callbacks
-        return
-    logging.getLogger("drgn_ray").setLevel(logging.INFO)
-    run, config = directory.run(trial.name), trial.config
-    torch.set_num_threads(config.resources.cpus_per_worker or 1)
-    if not run.config_file.exists():  # the sweep's directory has checked the rest
-        run.begin(config)
-    tracked = open_run(run, config, parent=TrackedRun(directory.tracked), patience=SERVER_PATIENCE)
-    tracked.begin()
-    tell_origin(tracked, run, config, reopen(config.particles))
-    go_on_from_donor(directory, trial, tracked)
-    has_workers = config.resources.num_workers > 0
-    judge = _Judge(directory, trial, longest, None if has_workers else partial(_tell, directory, trial))
-    if has_workers:
-        groups.remove_abandoned()  # of this trial, if its process was killed
-    try:
-        with groups.telling(partial(_results, directory, trial, longest)) if has_workers else nullcontext():
-            train(config, run, partial(_listeners, run, config.num_epochs, judge))
-            judge.catch_up()
-    except (ResourceError, StorageError, StoreAwayError):  # no fault of the trial's, which is tried again
-        raise
-    except UserError as error:
-        directory.end(trial.name, Outcome("failed", str(error)))
-
-
-def _listeners(run: RunDirectory, num_epochs: int, judge: _Judge) -> Reporters:
-    return Reporters([make_reporter(run, num_epochs), judge])
-
-
-def _tell(directory: SweepDirectory, trial: Trial, result: dict[str, float]) -> None:
-    tune.report(result, checkpoint=donated(directory, trial.name, int(result[EPOCH])))
-
-
-class _Judge:
-    """Judges a trial's model after every epoch, in the process that trains it or the first of its workers."""
-
-    def __init__(
-        self, directory: SweepDirectory, trial: Trial, longest: int, tell: Callable[[dict[str, float]], None] | None
-    ) -> None:
-        self.directory, self.trial, self.longest, self.tell = directory, trial, longest, tell
-
-    @cached_property
-    def store(self) -> ParticleStore:
-        """Particles, opened where they are read."""
-        return reopen(self.trial.config.particles)
-
-    @cached_property
-    def reference(self) -> LinearSubspace:
-        """Subspace that all trials are judged with."""
-        return _reference(self.directory, self.trial.config, self.store)
-
-    def catch_up(self) -> None:
-        """Judge the newest checkpoint, and log what was judged, if an interruption came before that."""
-        run = self.directory.run(self.trial.name)
-        history = load_position(run.checkpoints).history
-        if history and int(history[-1]["epoch"]) not in self.directory.bounds(self.trial.name):
-            self._judge(trained_model(run, self.trial.config, self.store, _device()), int(history[-1]["epoch"]))
-        last = TrackedRun(run).last_step(GAIN)
-        if last is not None:  # else what MLflow did not hear waits to be told
-            self._log([line for line in history if line["step"] > last])
-
-    def begin(self, position: Position) -> None:
-        """See `Reporter.begin`."""
-        del position
-        self.catch_up()
-
-    def interval(self, step: int, metrics: Metrics) -> None:
-        """See `Reporter.interval`."""
-
-    def epoch(self, step: int, metrics: Metrics, model: Model, z: Tensor) -> None:
-        """See `Reporter.epoch`."""
-        del z
-        was_training = model.training
-        self._judge(model.eval(), int(metrics[EPOCH]))
-        model.train(was_training)
-
-    def _judge(self, model: Model, epoch: int) -> None:
-        device = next(chain(model.parameters(), model.buffers())).device  # a subspace is fitted on the CPU
-        config = self.trial.config
-        order, box_size = particle_order(config, self.store), config.model.seen_box(self.store.info.box_size)
-        num_images = order.num_rows(order.train_chunks())
-        radius = compared_radius(config.training, epoch * num_images - 1, num_images, box_size)  # of its last step
-        bounds = held_out_bounds(model, self.reference.to(device), config, self.store, radius)
-        self.directory.save_bounds(self.trial.name, epoch, bounds)
-        self._log(load_position(self.directory.run(self.trial.name).checkpoints).history[-1:])
-        if self.tell is not None:
-            self.tell(_results(self.directory, self.trial, self.longest)[-1])
-
-    def _log(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Tell MLflow the results of some epochs."""
-        results = _results(self.directory, self.trial, self.longest)
-        judged = dict(zip(self.directory.bounds(self.trial.name), results, strict=True))
-        tracked = TrackedRun(self.directory.run(self.trial.name))
-        for line in history:
-            if (result := judged.get(int(line["epoch"]))) is not None:
-                tracked.metrics({name: value for name, value in result.items() if name != EPOCH}, line["step"])
 
 
 class _Follower(tune.Callback):
@@ -437,7 +246,8 @@ class _Follower(tune.Callback):
 
 
 def _last_line(trial: TuneTrial) -> str:
-    return (str(trial.get_error()).strip().splitlines() or ["its process ended"])[-1]
+    error = trial.get_error()  # None where its machine went
+    return str(error).strip().splitlines()[-1] if error else "its process ended"
 
 
 def publish(

@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 _TRIED = "drgn-ray doctor"  # experiment of runs that are made to see whether they can be, and deleted
 _NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
 # MLflow itself would try for minutes while training waits; what it misses is told later (`Outbox`).
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_OF_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves, and nothing waits
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # our log begins with the link
+}
 # Of a sweep: the run whose analysis is among its artifacts, the explorer there, and the run that was promoted.
 SHOWN, EXPLORER, PROMOTED = "drgn_ray.winner_shown", "drgn_ray.explorer", "drgn_ray.promoted"
 
@@ -155,7 +159,7 @@ def _dataset(store: str, digest: str) -> DatasetInput:
 
 
 def _client(uri: str) -> MlflowClient:
-    os.environ.update({name: value for name, value in _IMPATIENT.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _OF_MLFLOW.items() if name not in os.environ})
     return MlflowClient(uri)
 
 
