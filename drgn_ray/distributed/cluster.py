@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from drgn_ray.errors import ResourceError, UserError
@@ -66,7 +66,13 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         if user_error_in(error) is None and not _answers(head):
             remedy = "when a cluster is there again, the same command goes on from the last checkpoint"
             raise ResourceError(f"Ray at {head}", "it does not answer any more", remedy) from error
-        raise
+        if isinstance(error, RayTaskError):  # which is of what the task does
+            raise
+        found = f"a process of it ended ({str(error).strip().partition(chr(10))[0]})"
+        remedy = (
+            "see whether memory, or the disk of Ray's own files, is full somewhere, and give the same command again"
+        )
+        raise ResourceError("Ray", found, remedy) from error
     finally:
         ray.shutdown()
 

@@ -16,6 +16,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -133,11 +134,11 @@ def _fit(
                     ended = trainer.fit().return_value
                 if not isinstance(ended, BackedOff):
                     break
-            except ray.train.TrainingFailedError as error:
+            except (ray.train.TrainingFailedError, ActorDiedError) as error:  # workers died, or Ray Train itself
                 mistake = user_error_in(error) or _unplaced(error, resources) or _unconnected(error)
                 if mistake or load_position(run.checkpoints).next_slice == before:
                     raise mistake or _died(error, run) or error from None
-                logger.warning("workers failed often, and the training went on in between: it does so again")
+                logger.warning("workers or Ray Train died, and the training went on in between: it does so again")
             except SystemExit:  # what Ray Train makes of Ctrl-C
                 raise KeyboardInterrupt from None
     if ended is not None:
@@ -217,7 +218,7 @@ def drop_bookkeeping(run: RunDirectory) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
 
 
-def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> ResourceError | None:
+def _unplaced(error: Exception, resources: Resources) -> ResourceError | None:
     """Say what is free, if the workers found no place: Ray Train tries four times for a minute each, and gives up."""
     failure = getattr(error, "controller_failure", None)
     if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
@@ -229,7 +230,7 @@ def _unplaced(error: ray.train.TrainingFailedError, resources: Resources) -> Res
     )
 
 
-def _unconnected(error: ray.train.TrainingFailedError) -> ResourceError | None:
+def _unconnected(error: Exception) -> ResourceError | None:
     """Say that workers did not find each other, which Ray Train tries four times."""
     failure = str(getattr(error, "controller_failure", ""))
     if "_setup_torch_process_group" not in failure:
@@ -242,7 +243,7 @@ def _unconnected(error: ray.train.TrainingFailedError) -> ResourceError | None:
     )
 
 
-def _died(error: ray.train.TrainingFailedError, run: RunDirectory) -> RunError | None:
+def _died(error: Exception, run: RunDirectory) -> RunError | None:
     """Say that workers ended, if it was no exception of theirs: those are ours to mend."""
     failures = [*getattr(error, "worker_failures", {}).values()]
     ended = [failure for failure in failures if type(failure).__name__.startswith("WorkerHealthCheck")]
