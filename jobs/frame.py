@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,15 @@ def submitted_job() -> str | None:
     """Find the id of the Ray job this process is the driver of; None outside of jobs."""
     job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # how Ray tells a submitted driver who it is
     return None if job is None else json.loads(job).get("metadata", {}).get("job_submission_id")
+
+
+def again(command: str, store: str, output: str) -> str:
+    """Write a command on a store as it is typed here: in a job, as another job, whose output all machines see."""
+    if not submitted_job():
+        return f"drgn-ray {command} {shlex.quote(store)} -o {output}"
+    folder = Path(store).parent if "://" not in store else Path("/shared")
+    words = ["python", "-m", f"jobs.{command}", store, "-o", str(folder / output)]
+    return f"ray job submit --working-dir . -- {shlex.join(words)}"
 
 
 def check_folder(output: str) -> None:

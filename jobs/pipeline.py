@@ -12,7 +12,7 @@ from drgn_ray.distributed.train import train
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.reproduce import tell_command, tell_origin
-from drgn_ray.tracking.run import TrackedRun, open_run
+from drgn_ray.tracking.run import ERROR, TrackedRun, open_run
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.frame import Frame, submitted_job
 
@@ -39,7 +39,7 @@ def tracked_run(run: RunDirectory, config: RunConfig, frame: Frame) -> Iterator[
     tracked = open_tracked(run, config, frame)
     tracked.begin()
     with end_told(tracked):
-        tell_command(tracked)
+        tell_command(tracked, submitted_job())
         tell_origin(tracked, run, config, ParticleStore(config.particles))
         yield tracked
 
@@ -50,7 +50,7 @@ def end_told(tracked: TrackedRun) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tracked.set_tag("drgn_ray.error", " ".join(str(error).split())[:500] or type(error).__name__)
+        tracked.set_tag(ERROR, " ".join(str(error).split())[:500] or type(error).__name__)
         tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracked.end("FINISHED")
@@ -58,8 +58,7 @@ def end_told(tracked: TrackedRun) -> Iterator[None]:
 
 def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedRun:
     """Open the run's place in MLflow and print its link; its status stays as it is."""
-    job = submitted_job()
-    tracked = open_run(run, config, {"drgn_ray.job": job} if job else None)
+    tracked = open_run(run, config)
     frame.link(served(tracked, tracked.link))
     return tracked
 

@@ -118,11 +118,10 @@ def _search(
     from jobs.pipeline import end_told, served
     from jobs.winner import promote, show_winner
 
-    job = submitted_job()
-    tracked = open_sweep(directory.tracked, trials[0].config.particles, {"drgn_ray.job": job} if job else {})
+    tracked = open_sweep(directory.tracked, trials[0].config.particles)
     frame.link(served(tracked, tracked.link))
     tracked.begin()
-    tell_command(tracked)
+    tell_command(tracked, submitted_job())
     with end_told(tracked):
         run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
         if arguments.rank_by != "gain" and not unended(leaderboard(directory, directory.trials())):

@@ -14,7 +14,7 @@ from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep_directory import SweepDirectory
 from jobs.finish import EXPLORER, finish_run
-from jobs.frame import Frame, submitted_job
+from jobs.frame import Frame
 from jobs.pipeline import train_and_finish
 
 FOLDER = "winner"  # of the sweep's artifacts
@@ -50,11 +50,10 @@ def promote(
 ) -> None:
     """Train a sweep's winner in full, as a run of its own; or go on with that."""
     config = promoted_config(winner.config(), directory.sweep().base)
-    run, job = RunDirectory(directory.path / "promoted"), submitted_job()
+    run = RunDirectory(directory.path / "promoted")
     check(config, ParticleStore(config.particles))
     run.begin(config)
-    name = f"{directory.path.name} promoted"
-    tracking.open_promoted(run, config, sweep, name, {"drgn_ray.job": job} if job else {})
+    tracking.open_promoted(run, config, sweep, f"{directory.path.name} promoted")
     train_and_finish(run, config, frame, analysis=analysis)
 
 

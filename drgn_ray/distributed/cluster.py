@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import ray
@@ -68,10 +69,8 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
             raise ResourceError(f"Ray at {head}", "it does not answer any more", remedy) from error
         if isinstance(error, RayTaskError):  # which is of what the task does
             raise
-        found = f"a process of it ended ({str(error).strip().partition(chr(10))[0]})"
-        remedy = (
-            "see whether memory, or the disk of Ray's own files, is full somewhere, and give the same command again"
-        )
+        found = f"a process of its own ended ({str(error).strip().splitlines()[0]})"
+        remedy = "see whether memory, or the disk of Ray's files, is full somewhere; the same command goes on"
         raise ResourceError("Ray", found, remedy) from error
     finally:
         ray.shutdown()
@@ -138,15 +137,19 @@ def _has(resource: str) -> float:
 
 def _connect(address: str) -> None:
     """Connect to a cluster, or say why not; where nothing listens, Ray itself would try for minutes and exit."""
+    name, alone = f"RAY_ADDRESS={address}", "or unset RAY_ADDRESS to use this machine alone"
     try:
         if re.fullmatch(r"[^/]+:\d+", address):  # and not the client's ray://, or auto
             _knock(address)
+    except OSError as error:
+        raise ResourceError(name, f"Ray does not answer there ({error})", f"start it there, {alone}") from error
+    try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RayError) as error:
         raise ResourceError(
-            f"RAY_ADDRESS={address}",
-            f"Ray does not answer there ({' '.join(str(error).split())})",
-            "start it there, say the same RAY_AUTH_MODE as it, or unset RAY_ADDRESS to use this machine alone",
+            name,
+            f"what answers there does not let us in ({shorten(str(error), MOST_SHOWN, placeholder='...')})",
+            f"say the cluster's RAY_AUTH_MODE and token (RAY_AUTH_TOKEN_PATH), have its version of Ray, {alone}",
         ) from error
 
 

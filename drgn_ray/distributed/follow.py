@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from drgn_ray.distributed.cluster import resource_picture
 from drgn_ray.distributed.watch import watching
 
 logger = logging.getLogger(__name__)
-SILENCE_SECONDS = 120.0
+SILENCE_SECONDS = 60.0
 
 
 @contextmanager
-def following(file: Path, poll_seconds: float = 0.5) -> Iterator[None]:
-    """Log every line that is appended to `file`; say what is free in the cluster when nothing comes for long."""
+def following(file: Path, picture: Callable[[], str], poll_seconds: float = 0.5) -> Iterator[None]:
+    """Log every line that is appended to `file`; when nothing comes for long, say what `picture` says."""
     file.touch()
     with file.open() as lines:
         lines.seek(0, 2)
@@ -30,7 +29,7 @@ def following(file: Path, poll_seconds: float = 0.5) -> Iterator[None]:
                 last = time.monotonic()
             if time.monotonic() - last > SILENCE_SECONDS:
                 last = time.monotonic()
-                logger.warning("nothing from the workers for %.0f s; %s", SILENCE_SECONDS, resource_picture())
+                logger.warning("nothing from the workers for %.0f s; %s", SILENCE_SECONDS, picture())
 
         with watching(look, poll_seconds):
             yield

@@ -351,7 +351,7 @@ def gpus(machines: Sequence[Machine]) -> Finding:
     unknown = {each.name: f"{each.seen_gpus} GPUs of which Ray knows none" for each in machines if each.seen_gpus}
     if unknown and not total:
         return Finding("gpus", _by_machine(unknown), "start Ray there with --num-gpus", stops=False)
-    return Finding("gpus", str(total))
+    return Finding("gpus", str(total) if total else "none: training is on CPUs")
 
 
 def shared_memory(machines: Sequence[Machine]) -> Finding:
@@ -377,7 +377,8 @@ def ray_disk(machines: Sequence[Machine]) -> Finding:
     if full:
         remedy = "delete something, or start Ray there with --temp-dir on another disk"
         return Finding("ray_disk", _by_machine(full), remedy, stops=False)
-    return Finding("ray_disk", f"at most {max(each.disk_used for each in machines):.0%} full")
+    most = max(each.disk_used for each in machines)
+    return Finding("ray_disk", f"at most {most:.0%} full (beyond {MOST_USED:.0%}, Ray makes no objects there)")
 
 
 def store_read(machines: Sequence[Machine], store: str) -> Finding:

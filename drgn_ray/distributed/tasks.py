@@ -49,7 +49,7 @@ def run_tasks(
         As raised by a task.
     """
     if num_workers is not None and num_workers < 0:
-        raise ConfigError(f"--num-workers {num_workers}", "it is a count", "pass 0 or more")
+        raise ConfigError(f"--workers {num_workers}", "it is a count", "pass 0 or more")
     tasks = iter(tasks)
     first_two = list(islice(tasks, 2))
     waiting = chain(first_two, tasks)
@@ -70,7 +70,7 @@ def run_tasks(
             raise ResourceError(
                 f"a task that needs {memory / 1e9:.1f} GB of memory",
                 f"the largest machine {'with a GPU ' * num_gpus}offers {max(offered, default=0) / 1e9:.1f} GB",
-                "use larger machines, or --num-workers 0 on one that has as much",
+                "use larger machines, or --workers 0 on one that has as much",
             )
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, memory=memory, max_retries=MAX_RETRIES)(_call)
         # Twice the CPUs keeps them busy while results are fetched; a number the user gave is kept.

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     use_gpu = gpus > 0
     if use_gpu and gpus < num_workers:
-        raise ResourceError(f"--num-workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}")
+        raise ResourceError(f"--workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}")
     spare = [max(int(node.get("CPU", 0)) - 1, 0) for node in nodes]
     cpus = resources.cpus_per_worker
     if cpus is None:
@@ -79,10 +80,10 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     if fitting < num_workers:
         total = sum(int(node.get("CPU", 0)) for node in nodes)
         raise ResourceError(
-            f"--num-workers {num_workers}",
+            f"--workers {num_workers}",
             f"with {cpus} CPUs a worker and one CPU a machine left for reading, {fitting} workers fit on"
             f" {len(nodes)} machines with {total} CPUs",
-            f"pass at most {fitting}" if fitting else "pass --num-workers 0 to train in one process without Ray",
+            f"pass at most {fitting}" if fitting else "pass --workers 0 to train in one process without Ray",
         )
     return Resources(num_workers, cpus, use_gpu, most)
 
@@ -110,7 +111,7 @@ def train_on_ray(
         if config.resources.await_gpus:
             await_machines("GPU", config.resources.num_workers)
         resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        logger.info("%s", resources)
+        logger.info("starting %s", resources)
         _fit(config, store, run, make_reporter, resources)
 
 
@@ -130,7 +131,7 @@ def _fit(
         with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
             trainer = _trainer(config, store, run, make_reporter, resources, bookkeeping)
             try:
-                with following(run.log_file):
+                with following(run.log_file, partial(_room, resources)):
                     ended = trainer.fit().return_value
                 if not isinstance(ended, BackedOff):
                     break
@@ -210,6 +211,17 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def _room(resources: Resources) -> str:
+    """Say whether the machines that are alive have room for the workers."""
+    fitting = workers_that_fit(resources.cpus, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if fitting >= resources.num_workers:
+        return resource_picture()
+    return (
+        f"{fitting} of {resources.num_workers} workers fit on the machines that are alive, beside a CPU each for"
+        " reading; start those that are missing, or stop this and pass fewer --workers"
+    )
 
 
 def drop_bookkeeping(run: RunDirectory) -> None:

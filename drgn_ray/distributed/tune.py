@@ -31,7 +31,7 @@ from drgn_ray.distributed.trial import EPOCH, GAIN, reference_of, train_trial
 from drgn_ray.errors import ResourceError
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.patience import write_whole
-from drgn_ray.tracking.run import TrackedRun
+from drgn_ray.tracking.run import ERROR, TrackedRun
 from drgn_ray.tracking.summary import sweep_note
 from drgn_ray.training.checkpoint import has_checkpoint
 from drgn_ray.training.compare import one_volume
@@ -237,7 +237,7 @@ class _Follower(tune.Callback):
         logger.warning("%s  failed, and goes on when the same command is given again: %s", name, error)
         if self.directory.run(name).mlflow_file.exists():
             tracked = TrackedRun(self.directory.run(name))
-            tracked.set_tag("drgn_ray.error", error[:500])
+            tracked.set_tag(ERROR, error[:500])
             tracked.end("FAILED")
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -18,9 +18,13 @@ from drgn_ray.tracking.run import TrackedRun
 from drgn_ray.training.run_directory import RunDirectory
 
 
-def tell_command(tracked: TrackedRun) -> None:
-    """Tell MLflow the command that this process runs."""
-    tracked.set_tag("drgn_ray.command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+def tell_command(tracked: TrackedRun, job: str | None) -> None:
+    """Tell MLflow the command that this process runs, and the id of the Ray job whose log is of it."""
+    program = Path(sys.argv[0])
+    first = ["python", "-m", f"jobs.{program.stem}"] if program.suffix == ".py" else [program.name]
+    tracked.set_tag("drgn_ray.command", shlex.join([*first, *sys.argv[1:]]))
+    if job is not None:
+        tracked.set_tag("drgn_ray.job", job)
 
 
 def tell_origin(tracked: TrackedRun, run: RunDirectory, config: RunConfig, store: ParticleStore) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from drgn_ray.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 _TRIED = "drgn-ray doctor"  # experiment of runs that are made to see whether they can be, and deleted
+ERROR = "drgn_ray.error"  # tag: how a run that did not finish ended
 _NOTE, _DIRECTORY = "mlflow.note.content", "drgn_ray.run_directory"  # tags
 # MLflow itself would try for minutes while training waits; what it misses is told later (`Outbox`).
 _OF_MLFLOW = {
@@ -136,6 +138,8 @@ class TrackedRun:
                 self.client.log_inputs(self.run_id, [_dataset(store, digest)])
             case {"what": "status", "status": "RUNNING"}:
                 self.client.update_run(self.run_id, status="RUNNING")
+                if ERROR in self.client.get_run(self.run_id).data.tags:  # of the command before, which ended so
+                    self.client.delete_tag(self.run_id, ERROR)
             case {"what": "status", "status": status, "time": when}:
                 self.client.set_terminated(self.run_id, status, when)
             case {"what": "replaced", "by": by, "link": link}:
@@ -170,7 +174,6 @@ def _now() -> int:
 def open_run(
     run: RunDirectory,
     config: RunConfig,
-    tags: Mapping[str, str] | None = None,
     parent: TrackedRun | None = None,
     patience: float = 0,
 ) -> TrackedRun:
@@ -193,7 +196,7 @@ def open_run(
     found = _found(run)
     if found is not None:
         return found
-    tags = {_DIRECTORY: str(run.path), **(tags or {})}
+    tags = {_DIRECTORY: str(run.path)}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
     uri = tracking_uri(run.path.parent) if parent is None else parent.uri
@@ -205,7 +208,7 @@ def open_run(
         return _create_run(run, uri, experiment_id, run.path.name, tags, _params(config))
 
 
-def open_sweep(folder: RunDirectory, particles: str, tags: Mapping[str, str]) -> TrackedRun:
+def open_sweep(folder: RunDirectory, particles: str) -> TrackedRun:
     """Create the MLflow run of a sweep over a store, or find the one its folder has.
 
     Raises
@@ -220,12 +223,10 @@ def open_sweep(folder: RunDirectory, particles: str, tags: Mapping[str, str]) ->
     with _answering(uri):
         experiment_id = _experiment_of(particles, uri, folder.path.parent)
         name = f"tune {folder.path.name}"
-        return _create_run(folder, uri, experiment_id, name, {_DIRECTORY: str(folder.path), **tags})
+        return _create_run(folder, uri, experiment_id, name, {_DIRECTORY: str(folder.path)})
 
 
-def open_promoted(
-    run: RunDirectory, config: RunConfig, sweep: TrackedRun, name: str, tags: Mapping[str, str]
-) -> TrackedRun:
+def open_promoted(run: RunDirectory, config: RunConfig, sweep: TrackedRun, name: str) -> TrackedRun:
     """Create the MLflow run of a sweep's winner that is trained in full, beside the sweep's; or find the one it has.
 
     Each names the other in a tag.
@@ -235,7 +236,7 @@ def open_promoted(
     ResourceError
         The tracking server does not answer.
     """
-    tags = {_DIRECTORY: str(run.path), "drgn_ray.promoted_from": sweep.run_id, **tags}
+    tags = {_DIRECTORY: str(run.path), "drgn_ray.promoted_from": sweep.run_id}
     with _answering(sweep.uri):
         promoted = _found(run) or _create_run(run, sweep.uri, sweep.experiment_id, name, tags, _params(config))
     sweep.set_tag(PROMOTED, promoted.run_id)
@@ -338,7 +339,7 @@ def _answering(uri: str) -> Iterator[None]:
         raise ResourceError(
             uri,
             f"MLflow does not answer ({_said(error)})",
-            "start its server, or unset MLFLOW_TRACKING_URI to track in a file beside the runs",
+            "start its server, or on one machine, unset MLFLOW_TRACKING_URI to track in a file beside the runs",
         ) from error
 
 
@@ -356,7 +357,7 @@ def _wait_for(uri: str, patience: float) -> None:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return shorten(str(error), 300, placeholder="...")
 
 
 def _is_there(tracked: TrackedRun) -> bool:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -287,23 +288,28 @@ def struck(world: World, fault: Fault) -> str:
     """Let a fault happen, wait until two more epochs are done, and say what it cost."""
     time.sleep(world.rng.uniform(0, 4))
     before, said, start = len(world.epochs), len(world.told), time.monotonic()
-    doing = fault(world)
-    next(doing)
-    heard: float | None = None
-    while time.monotonic() < start + HARM_SECONDS:
-        if heard is None and re.search(NEWS, world.told[said:]):
-            heard = time.monotonic() - start
-        time.sleep(0.1)
-    next(doing, None)
-    harmless = len(world.epochs)
-    world.await_epochs(min(max(before, harmless) + 2, NUM_EPOCHS))
-    back = time.monotonic() - start
-    news = world.told[said:]
-    if heard is None and re.search(NEWS, news):
-        heard = back
+    heard: list[float] = []  # seconds
+
+    def listen() -> None:
+        while not heard and not over.wait(0.1):
+            if re.search(NEWS, world.told[said:]):
+                heard.append(time.monotonic() - start)
+
+    over, listener = threading.Event(), threading.Thread(target=listen)
+    listener.start()
+    try:
+        doing = fault(world)
+        next(doing)
+        time.sleep(HARM_SECONDS)
+        next(doing, None)
+        world.await_epochs(min(max(before, len(world.epochs)) + 2, NUM_EPOCHS))
+    finally:
+        over.set()
+        listener.join()
+    back, news = time.monotonic() - start, world.told[said:]
     done = re.findall(r"^epoch (\d+)/\d+ done", news, re.MULTILINE)
     redone = len(done) - len(set(done))
-    return f"{f'{heard:.0f} s' if heard is not None else 'not':>12} {back:>16.0f} s {redone:>14}"
+    return f"{f'{heard[0]:.0f} s' if heard else 'not':>12} {back:>16.0f} s {redone:>14}"
 
 
 # What tells a reader of the log that something was wrong.

@@ -23,7 +23,7 @@ def test_one_worker_a_gpu_over_several_machines() -> None:
 
 
 def test_more_workers_than_gpus_are_refused() -> None:
-    with pytest.raises(ResourceError, match="--num-workers 3: the cluster has 2 GPUs; pass at most 2"):
+    with pytest.raises(ResourceError, match="--workers 3: the cluster has 2 GPUs; pass at most 2"):
         plan_resources(ResourcesConfig(num_workers=3), [{"CPU": 32, "GPU": 2}])
 
 
@@ -33,5 +33,5 @@ def test_workers_that_would_starve_the_reader_are_refused() -> None:
 
 
 def test_a_machine_with_a_single_cpu_is_told_to_train_without_ray() -> None:
-    with pytest.raises(ResourceError, match="--num-workers 0"):
+    with pytest.raises(ResourceError, match="--workers 0"):
         plan_resources(ResourcesConfig(num_workers=1), [{"CPU": 1}])

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 from mlflow import MlflowClient
 
+from drgn_ray.tracking.run import ERROR
 from drgn_ray.training.run_directory import RunDirectory
 
 NUM_EPOCHS = 14
@@ -82,4 +83,6 @@ def test_ctrl_c_is_one_sentence_and_mlflow_knows(store_path: Path, tmp_path: Pat
         assert process.wait(60) == 130
     assert (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command goes on where it was.\n")
     place = json.loads(run.mlflow_file.read_text())
-    assert MlflowClient(place["tracking_uri"]).get_run(place["run_id"]).info.status == "KILLED"
+    stopped = MlflowClient(place["tracking_uri"]).get_run(place["run_id"])
+    assert stopped.info.status == "KILLED"
+    assert ERROR in stopped.data.tags

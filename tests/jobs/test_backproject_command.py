@@ -233,7 +233,7 @@ class TestRefusals:
             (["STORE", "--dose-per-tilt", "-3"], "--dose-per-tilt -3: it is not above 0;"),
             (["STORE", "--neighbors", "5"], "--neighbors: it is not said whose; add --particles or -z."),
             (["RUN", "-z", "nan", "1"], "-z: it holds something that is no number;"),
-            (["STORE", "--workers", "-1"], "--num-workers -1: it is a count; pass 0 or more."),
+            (["STORE", "--workers", "-1"], "--workers -1: it is a count; pass 0 or more."),
             (["nowhere"], "nowhere: there is no particle store here;"),
         ],
     )
