@@ -51,8 +51,8 @@ def _write_script(run: RunDirectory, config: RunConfig, store: ParticleStore) ->
 # on the store with the digest {store.digest},
 # whose table has the checksum {store.info.table_sha256}, made by
 #   {" ".join(store.info.command.split())}
-# In one process (--workers 0) on the same kind of machine the result is the same to the bit; with several workers, in
-# which order gradients are summed and images come is not promised, and losses differ in the fourth digit.
+# In one process (--workers 0) on the same kind of machine the result is the same to the bit; with several workers the
+# order in which images come is not promised, and the held-out loss is the same within a hundredth.
 set -euo pipefail
 settings=$(mktemp --suffix .yaml)
 trap 'rm -f "$settings"' EXIT
