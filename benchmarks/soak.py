@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -80,13 +79,15 @@ def _soak(arguments: argparse.Namespace, folder: Path) -> tuple[list[dict[str, f
     start = time.monotonic()
     with (folder / "log").open("wb") as log:
         driver = subprocess.Popen(words, env=surroundings, stdout=log, stderr=log)
-        while time.monotonic() < start + 60 * arguments.minutes:
-            time.sleep(arguments.every)
-            if driver.poll() is not None:
-                raise SystemExit(f"the training ended:\n{(folder / 'log').read_text()[-3000:]}")
-            samples.append({"minutes": (time.monotonic() - start) / 60, **_measured()})
-        driver.send_signal(signal.SIGTERM)
-        driver.wait(60)
+        try:
+            while time.monotonic() < start + 60 * arguments.minutes:
+                time.sleep(arguments.every)
+                if driver.poll() is not None:
+                    raise SystemExit(f"the training ended:\n{(folder / 'log').read_text()[-3000:]}")
+                samples.append({"minutes": (time.monotonic() - start) / 60, **_measured()})
+        finally:
+            driver.kill()
+            driver.wait()
     ray.shutdown()
     epochs = re.findall(r"^epoch (\d+)/\d+ done", (folder / "log").read_text(), re.MULTILINE)
     return samples, len(epochs)

@@ -239,6 +239,11 @@ class ResourcesConfig(Settings):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints to keep."""
 
+    @property
+    def awaited_gpus(self) -> int:
+        """GPUs that a cluster is waited for to have: one a worker, or one of what trains in one process."""
+        return max(self.num_workers, 1) if self.await_gpus else 0
+
     @model_validator(mode="after")
     def _more_than_none(self) -> ResourcesConfig:
         if self.max_workers is not None and not 1 <= self.num_workers <= self.max_workers:

@@ -95,21 +95,23 @@ def compare_into(
     from drgn_ray.analysis.run_agreement import compare_runs
     from drgn_ray.analysis.run_report import metrics, particles_of, verdict, write_agreement
     from drgn_ray.distributed.decode import decode_runs
+    from drgn_ray.tracking.reproduce import tell_command
     from drgn_ray.tracking.run import TrackedRun, open_comparison, side_by_side
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.frame import submitted_job
     from jobs.pipeline import end_told, served
 
-    directories, job = [run.directory for run in runs], submitted_job()
+    directories = [run.directory for run in runs]
     there = RunDirectory(output)
     before = TrackedRun(there) if there.mlflow_file.exists() else None
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
         staged = RunDirectory(Path(place, "made"))
         staged.path.mkdir()
-        tracked = open_comparison(staged, output, directories, {"drgn_ray.job": job} if job else {})
+        tracked = open_comparison(staged, output, directories)
         frame.link(served(tracked, tracked.link))
         charts = side_by_side(directories)
         with end_told(tracked):
+            tell_command(tracked, submitted_job())
             decode = partial(decode_runs, Path(place), num_workers)
             found = compare_runs(runs, num_volumes, decode)
             write_agreement(staged.path, found)

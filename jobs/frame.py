@@ -27,7 +27,7 @@ def again(command: str, store: str, output: str) -> str:
     """Write a command on a store as it is typed here: in a job, as another job, whose output all machines see."""
     if not submitted_job():
         return f"drgn-ray {command} {shlex.quote(store)} -o {output}"
-    folder = Path(store).parent if "://" not in store else Path("/shared")
+    folder = Path(store).parent if "://" not in store else Path("/FOLDER")
     words = ["python", "-m", f"jobs.{command}", store, "-o", str(folder / output)]
     return f"ray job submit --working-dir . -- {shlex.join(words)}"
 

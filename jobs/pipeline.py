@@ -29,8 +29,7 @@ def check_machines(config: RunConfig, run: RunDirectory) -> None:
     from drgn_ray.distributed.trainer import own_cpus, plan_resources
 
     plan = partial(plan_resources, resources)
-    awaited = resources.num_workers if resources.await_gpus else None
-    preflight(config.particles, run.path, plan, own_cpus(resources), awaited)
+    preflight(config.particles, run.path, plan, own_cpus(resources), resources.awaited_gpus)
 
 
 @contextmanager

@@ -100,9 +100,8 @@ def _check_machines(directory: SweepDirectory, config: RunConfig, gpus_per_trial
     resources = config.resources
     cpus, workers = resources.cpus_per_worker or 1, resources.num_workers
     own = own_cpus(resources) if workers else max(os.cpu_count() or 1, 2)
-    awaited = max(workers, 1) if resources.await_gpus else None
     plan = lambda nodes: plan_slots(cpus, gpus_per_trial, nodes, workers)  # noqa: E731
-    preflight(config.particles, directory.path, plan, own, awaited)
+    preflight(config.particles, directory.path, plan, own, resources.awaited_gpus)
 
 
 def _search(
@@ -121,8 +120,8 @@ def _search(
     tracked = open_sweep(directory.tracked, trials[0].config.particles)
     frame.link(served(tracked, tracked.link))
     tracked.begin()
-    tell_command(tracked, submitted_job())
     with end_told(tracked):
+        tell_command(tracked, submitted_job())
         run_sweep(directory, sweep, tracked, arguments.gpus_per_trial)
         if arguments.rank_by != "gain" and not unended(leaderboard(directory, directory.trials())):
             score_finished(directory, arguments.rank_by)

@@ -7,13 +7,22 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from drgn_ray.errors import ResourceError, UserError
@@ -24,6 +33,16 @@ MOST_SHOWN = 300  # characters
 PATIENCE_SECONDS = 900.0  # that machines have to come: in a cloud they are rented, started and set up
 SAID_SECONDS = 30.0
 
+# What Ray raises where a process of it is gone.
+_ENDED = (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # bars flood the logs of jobs
@@ -64,12 +83,14 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        if user_error_in(error) is None and not _answers(head):
+        if mistake := user_error_in(error):
+            raise mistake from None
+        if not _answers(head):
             remedy = "when a cluster is there again, the same command goes on from the last checkpoint"
             raise ResourceError(f"Ray at {head}", "it does not answer any more", remedy) from error
-        if isinstance(error, RayTaskError):  # which is of what the task does
+        if not isinstance(error, _ENDED) or getattr(error, "actor_init_failed", False):  # which is ours to mend
             raise
-        found = f"a process of its own ended ({str(error).strip().splitlines()[0]})"
+        found = f"a process of its own ended ({shorten(str(error), MOST_SHOWN, placeholder='...')})"
         remedy = "see whether memory, or the disk of Ray's files, is full somewhere; the same command goes on"
         raise ResourceError("Ray", found, remedy) from error
     finally:
@@ -138,19 +159,37 @@ def _has(resource: str) -> float:
 def _connect(address: str) -> None:
     """Connect to a cluster, or say why not; where nothing listens, Ray itself would try for minutes and exit."""
     name, alone = f"RAY_ADDRESS={address}", "or unset RAY_ADDRESS to use this machine alone"
+    knocks = re.fullmatch(r"[^/]+:\d+", address) is not None  # and not the client's ray://, or auto
     try:
-        if re.fullmatch(r"[^/]+:\d+", address):  # and not the client's ray://, or auto
+        if knocks:
             _knock(address)
     except OSError as error:
         raise ResourceError(name, f"Ray does not answer there ({error})", f"start it there, {alone}") from error
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RayError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        found = "what answers there does not let us in" if knocks else "Ray cannot be reached"
         raise ResourceError(
             name,
-            f"what answers there does not let us in ({shorten(str(error), MOST_SHOWN, placeholder='...')})",
+            f"{found} ({shorten(str(error), MOST_SHOWN, placeholder='...')})",
             f"say the cluster's RAY_AUTH_MODE and token (RAY_AUTH_TOKEN_PATH), have its version of Ray, {alone}",
         ) from error
+
+
+def workers_that_fit(cpus: int, nodes: Sequence[Mapping[str, float]], use_gpu: bool | None = None) -> int:
+    """Count the workers of so many CPUs that fit beside a CPU a machine for reading.
+
+    Parameters
+    ----------
+    use_gpu
+        Whether each takes a GPU too; None: where there are any.
+    """
+    if use_gpu is None:
+        use_gpu = any(node.get("GPU", 0) for node in nodes)
+    by_cpu = [max(int(node.get("CPU", 0)) - 1, 0) // cpus for node in nodes]
+    return sum(
+        min(most, int(node.get("GPU", 0))) if use_gpu else most for most, node in zip(by_cpu, nodes, strict=True)
+    )
 
 
 def resource_picture() -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ray.exceptions import RayError
 
 from drgn_ray.distributed.watch import watching
 
@@ -29,7 +31,8 @@ def following(file: Path, picture: Callable[[], str], poll_seconds: float = 0.5)
                 last = time.monotonic()
             if time.monotonic() - last > SILENCE_SECONDS:
                 last = time.monotonic()
-                logger.warning("nothing from the workers for %.0f s; %s", SILENCE_SECONDS, picture())
+                with suppress(RayError):  # the head may be away, which others say
+                    logger.warning("nothing from the workers for %.0f s; %s", SILENCE_SECONDS, picture())
 
         with watching(look, poll_seconds):
             yield

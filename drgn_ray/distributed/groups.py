@@ -19,8 +19,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from drgn_ray.distributed.cluster import resource_picture
-from drgn_ray.distributed.trainer import workers_that_fit
+from drgn_ray.distributed.cluster import resource_picture, workers_that_fit
 from drgn_ray.distributed.watch import watching
 from drgn_ray.errors import ResourceError
 

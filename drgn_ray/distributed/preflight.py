@@ -96,16 +96,14 @@ class Place(NamedTuple):
     session: str
 
 
-def preflight(
-    store: str, folder: Path, plan: Callable[[Nodes], object], own_cpus: int, await_gpus: int | None = None
-) -> None:
+def preflight(store: str, folder: Path, plan: Callable[[Nodes], object], own_cpus: int, awaited_gpus: int = 0) -> None:
     """Look at what a training is about to use; silent where all is well, and a warning for what only slows it down.
 
     Without a cluster this is the machine we are on, on which Ray is not started for it.
 
     Parameters
     ----------
-    await_gpus
+    awaited_gpus
         GPUs that the cluster is waited for to have, before it is looked at.
 
     Raises
@@ -113,9 +111,9 @@ def preflight(
     ResourceError
         The training would fail, or wait for ever.
     """
-    if await_gpus and is_cluster_there():
+    if awaited_gpus and is_cluster_there():
         with connected():
-            await_machines("GPU", await_gpus)
+            await_machines("GPU", awaited_gpus)
     wrong = [finding for finding in examine(store, folder, plan, own_cpus) if finding.remedy is not None]
     first = next((finding for finding in wrong if finding.stops), None)
     for finding in wrong:

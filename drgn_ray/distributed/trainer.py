@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,20 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from drgn_ray import config as settings
-from drgn_ray.distributed.cluster import await_machines, connected, resource_picture, user_error_in
+from drgn_ray.distributed.cluster import (
+    await_machines,
+    connected,
+    resource_picture,
+    user_error_in,
+    workers_that_fit,
+)
 from drgn_ray.distributed.follow import following
+from drgn_ray.distributed.groups import remove_abandoned
 from drgn_ray.distributed.network import NetworkConfig
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError, RunError
@@ -36,6 +43,7 @@ from drgn_ray.training.run_directory import LogFile, RunDirectory
 
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
+ITS_DEATH = (ActorDiedError, OutOfMemoryError)  # of Ray Train's controller
 HUNG_SECONDS = 60  # after which a worker that does not answer is ended, and all begin again from the checkpoint
 RESIZE_SECONDS = 30.0  # from one look at how many workers fit to the next
 COLLECTIVE_SECONDS = 600.0  # for which workers wait for each other's gradients, if Ray did not notice before
@@ -88,15 +96,6 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     return Resources(num_workers, cpus, use_gpu, most)
 
 
-def workers_that_fit(cpus: int, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Count the workers of so many CPUs, and a GPU where there are any, that fit beside a CPU a machine for reading."""
-    use_gpu = any(node.get("GPU", 0) for node in nodes)
-    by_cpu = [max(int(node.get("CPU", 0)) - 1, 0) // cpus for node in nodes]
-    return sum(
-        min(most, int(node.get("GPU", 0))) if use_gpu else most for most, node in zip(by_cpu, nodes, strict=True)
-    )
-
-
 def own_cpus(resources: settings.ResourcesConfig) -> int:
     """CPUs of a Ray of our own on this machine: those it has, or what workers need and one for reading besides."""
     num_workers = resources.max_workers or resources.num_workers
@@ -108,8 +107,8 @@ def train_on_ray(
 ) -> None:
     """Train what is left of a run with as many workers as its settings say, see `drgn_ray.distributed.train`."""
     with connected(num_cpus=own_cpus(config.resources)):
-        if config.resources.await_gpus:
-            await_machines("GPU", config.resources.num_workers)
+        if config.resources.awaited_gpus:
+            await_machines("GPU", config.resources.awaited_gpus)
         resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         logger.info("starting %s", resources)
         _fit(config, store, run, make_reporter, resources)
@@ -126,6 +125,7 @@ def _fit(
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(HUNG_SECONDS))
     drop_bookkeeping(run)
     while True:
+        remove_abandoned()  # what a controller that died still holds
         before = load_position(run.checkpoints).next_slice
         # Ray Train wants a folder that all machines see, though checkpoints are ours.
         with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:
@@ -135,10 +135,10 @@ def _fit(
                     ended = trainer.fit().return_value
                 if not isinstance(ended, BackedOff):
                     break
-            except (ray.train.TrainingFailedError, ActorDiedError) as error:  # workers died, or Ray Train itself
-                mistake = user_error_in(error) or _unplaced(error, resources) or _unconnected(error)
+            except (ray.train.TrainingFailedError, *ITS_DEATH) as error:  # workers died, or Ray Train itself
+                mistake = user_error_in(error) or _unplaced(error, resources)
                 if mistake or load_position(run.checkpoints).next_slice == before:
-                    raise mistake or _died(error, run) or error from None
+                    raise mistake or _unconnected(error) or _died(error, run) or error from None
                 logger.warning("workers or Ray Train died, and the training went on in between: it does so again")
             except SystemExit:  # what Ray Train makes of Ctrl-C
                 raise KeyboardInterrupt from None
@@ -215,7 +215,8 @@ class _Trainer(TorchTrainer):
 
 def _room(resources: Resources) -> str:
     """Say whether the machines that are alive have room for the workers."""
-    fitting = workers_that_fit(resources.cpus, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = workers_that_fit(resources.cpus, alive, resources.use_gpu)
     if fitting >= resources.num_workers:
         return resource_picture()
     return (
@@ -243,7 +244,7 @@ def _unplaced(error: Exception, resources: Resources) -> ResourceError | None:
 
 
 def _unconnected(error: Exception) -> ResourceError | None:
-    """Say that workers did not find each other, which Ray Train tries four times."""
+    """Say that workers did not find each other."""
     failure = str(getattr(error, "controller_failure", ""))
     if "_setup_torch_process_group" not in failure:
         return None

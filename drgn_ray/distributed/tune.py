@@ -115,8 +115,8 @@ def run_sweep(directory: SweepDirectory, sweep: Sweep, parent: TrackedRun, gpus_
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     resources = trials[0].config.resources
     with connected(num_cpus=own_cpus(resources) if resources.num_workers else None):
-        if resources.await_gpus:
-            await_machines("GPU", max(resources.num_workers, 1))
+        if resources.awaited_gpus:
+            await_machines("GPU", resources.awaited_gpus)
         cpus, nodes = resources.cpus_per_worker or 1, [node["Resources"] for node in ray.nodes() if node["Alive"]]
         slots = plan_slots(cpus, gpus_per_trial, nodes, resources.num_workers)
         _fit_reference(directory, trials[0].config)

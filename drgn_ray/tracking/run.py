@@ -293,9 +293,7 @@ def _experiment_of(particles: str, uri: str, runs_folder: Path) -> str:
     return _experiment(_client(uri), Path(particles).name.removesuffix(".zarr"), uri, runs_folder)
 
 
-def open_comparison(
-    folder: RunDirectory, output: Path, runs: Sequence[RunDirectory], tags: Mapping[str, str]
-) -> TrackedRun:
+def open_comparison(folder: RunDirectory, output: Path, runs: Sequence[RunDirectory]) -> TrackedRun:
     """Create the MLflow run of a comparison of runs, in the experiment of the first.
 
     Parameters
@@ -314,7 +312,7 @@ def open_comparison(
     compared = ",".join(tracked.run_id for tracked in _tracked(runs))
     name = " ".join(("compare", *(run.path.name for run in runs)))
     with _answering(first.uri):
-        tags = {_DIRECTORY: str(output), "drgn_ray.compared_runs": compared, **tags}
+        tags = {_DIRECTORY: str(output), "drgn_ray.compared_runs": compared}
         return _create_run(folder, first.uri, first.experiment_id, name, tags)
 
 

@@ -48,12 +48,15 @@ class World:
     run: RunDirectory = field(init=False)
     driver: subprocess.Popen[bytes] = field(init=False)
 
+    starts: int = 0  # of the command
+
     def __post_init__(self) -> None:
         self.run = RunDirectory(self.folder / "runs" / "chaos")
         self.log = (self.folder / "log").open("ab")
 
     def start(self) -> None:
         """Give the command."""
+        self.starts += 1
         self.driver = subprocess.Popen(
             train_command(self.store, self.run.path, 0, num_workers=2),
             stdout=self.log,
@@ -221,12 +224,14 @@ FAULTS: list[Fault] = [
     the_store_is_away,
     the_disk_is_full,
 ]
+ENDING = (the_driver_is_killed, the_head_loses_power)  # after which the command is given again
 HARM_SECONDS = 12  # that a fault lasts, if it is one that passes
 
 
 def drawn(rng: random.Random) -> list[Fault]:
     """Every fault once, as far as there are so many, and then others at random; or those that are named."""
     if ONLY:
+        assert {*ONLY} <= {fault.__name__ for fault in FAULTS}
         return [fault for fault in FAULTS if fault.__name__ in ONLY]
     faults = rng.sample(FAULTS, k=len(FAULTS))[:NUM_FAULTS]
     return faults + rng.choices(FAULTS, k=NUM_FAULTS - len(faults))
@@ -287,7 +292,7 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
 def struck(world: World, fault: Fault) -> str:
     """Let a fault happen, wait until two more epochs are done, and say what it cost."""
     time.sleep(world.rng.uniform(0, 4))
-    before, said, start = len(world.epochs), len(world.told), time.monotonic()
+    before, said, start, starts = len(world.epochs), len(world.told), time.monotonic(), world.starts
     heard: list[float] = []  # seconds
 
     def listen() -> None:
@@ -307,6 +312,7 @@ def struck(world: World, fault: Fault) -> str:
         over.set()
         listener.join()
     back, news = time.monotonic() - start, world.told[said:]
+    assert world.starts - starts == (fault in ENDING), f"the command was given {world.starts - starts} times again"
     done = re.findall(r"^epoch (\d+)/\d+ done", news, re.MULTILINE)
     redone = len(done) - len(set(done))
     return f"{f'{heard[0]:.0f} s' if heard else 'not':>12} {back:>16.0f} s {redone:>14}"

@@ -42,6 +42,9 @@ def test_convert_train_and_analyze_run_as_jobs(head: Head, simulated: Path, tmp_
 
     converted = submit(head, "convert", str(simulated), "-o", str(store), "-D", "32")
     assert converted.returncode == 0, converted.stdout + converted.stderr
+    assert (
+        f"ray job submit --working-dir . -- python -m jobs.train {store} -o {tmp_path}/runs/first" in converted.stdout
+    )
     trained = submit(head, "train", str(store), "-o", str(run), "--no-analysis", *NETWORK.split())
     assert trained.returncode == 0, trained.stdout + trained.stderr
     analyzed = submit(head, "analyze", str(run), "--ksample", "3", "--pc", "1")
