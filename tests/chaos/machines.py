@@ -195,10 +195,10 @@ def machines() -> Iterator[Machines]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def workers_of(machine: Machine) -> list[psutil.Process]:
-    """Training workers that a machine runs."""
+def processes_of(machine: Machine, name: str = "RayTrainWorker") -> list[psutil.Process]:
+    """Processes that a machine runs by their actor's name: those that train, say."""
     found = []
     for child in psutil.Process(machine.process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # or a zombie by now
-            found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
+            found += [child] if name in " ".join(child.cmdline()) else []
     return found

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from machines import Machines, machines, workers_of
+from machines import Machines, machines, processes_of
 from mlflow import MlflowClient
 from servers import MlflowServer
 
@@ -104,7 +104,7 @@ def epochs_in(run: RunDirectory) -> list[int]:
 def a_worker(world: World) -> int:
     """Process id of a training worker, wherever it is."""
     deadline = time.monotonic() + RECOVERY_SECONDS
-    while not (found := [*workers_of(world.machines.head), *workers_of(world.machines.second)]):
+    while not (found := [*processes_of(world.machines.head), *processes_of(world.machines.second)]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return world.rng.choice(found).pid
@@ -118,6 +118,18 @@ def a_worker_is_killed(world: World) -> Iterator[None]:
 
 def a_worker_hangs(world: World) -> Iterator[None]:
     os.kill(a_worker(world), signal.SIGSTOP)
+    yield
+
+
+def the_controller_is_killed(world: World) -> Iterator[None]:
+    """The process in which Ray Train looks after the workers; what it held is to be freed."""
+    found = [
+        *processes_of(world.machines.head, "TrainController"),
+        *processes_of(world.machines.second, "TrainController"),
+    ]
+    for process in found:
+        process.kill()
+    assert found
     yield
 
 
@@ -215,6 +227,7 @@ FAULTS: list[Fault] = [
     a_worker_is_killed,
     mlflow_is_away,
     a_worker_hangs,
+    the_controller_is_killed,
     a_raylet_is_killed,
     a_machine_loses_power,
     a_machine_is_preempted,
