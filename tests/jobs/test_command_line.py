@@ -119,7 +119,8 @@ def test_a_tracking_server_that_is_not_there_is_one_sentence(
     assert main(["train", str(store_path), "-o", str(tmp_path / "runs" / "a"), "--workers", "0"]) == 2
     error = capsys.readouterr().err
     assert "drgn-ray: http://127.0.0.1:9: MLflow does not answer (" in error
-    assert error.endswith("; start its server, or, on one machine, unset MLFLOW_TRACKING_URI to track in a file beside the runs.\n")
+    remedy = "; start its server, or, on one machine, unset MLFLOW_TRACKING_URI to track in a file beside the runs.\n"
+    assert error.endswith(remedy)
 
 
 def test_a_run_directory_that_is_a_url_is_refused(store_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
