@@ -337,7 +337,7 @@ def _answering(uri: str) -> Iterator[None]:
         raise ResourceError(
             uri,
             f"MLflow does not answer ({_said(error)})",
-            "start its server, or on one machine, unset MLFLOW_TRACKING_URI to track in a file beside the runs",
+            "start its server, or, on one machine, unset MLFLOW_TRACKING_URI to track in a file beside the runs",
         ) from error
 
 
