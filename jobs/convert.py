@@ -83,7 +83,7 @@ def _convert(arguments: Arguments, command: str) -> None:
     from conversions.driver import Options, convert
     from conversions.inputs import read_particles
     from drgn_ray.errors import ConfigError
-    from jobs.frame import again, job_frame
+    from jobs.frame import job_frame, next_command
 
     if arguments.invert and arguments.no_invert:
         raise ConfigError(
@@ -122,8 +122,8 @@ def _convert(arguments: Arguments, command: str) -> None:
         info = convert(table, options).info
         frame.result(
             f"{info.num_particles:,} particles, {info.box_size} px, {info.apix:.4g} Å/px, {info.dtype}",
-            f"next: {again('backproject', arguments.output, 'consensus')}",
-            f"      {again('train', arguments.output, 'runs/first')} --preset auto",
+            f"next: {next_command('backproject', arguments.output, 'consensus')}",
+            f"      {next_command('train', arguments.output, 'runs/first')} --preset auto",
         )
 
 

@@ -23,7 +23,7 @@ def submitted_job() -> str | None:
     return None if job is None else json.loads(job).get("metadata", {}).get("job_submission_id")
 
 
-def again(command: str, store: str, output: str) -> str:
+def next_command(command: str, store: str, output: str) -> str:
     """Write a command on a store as it is typed here: in a job, as another job, whose output all machines see."""
     if not submitted_job():
         return f"drgn-ray {command} {shlex.quote(store)} -o {output}"

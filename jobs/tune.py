@@ -92,6 +92,7 @@ def _tune(arguments: Arguments) -> None:
 def _check_machines(directory: SweepDirectory, config: RunConfig, gpus_per_trial: float | None) -> None:
     """Refuse to search where machines or storage cannot."""
     import os
+    from functools import partial
 
     from drgn_ray.distributed.preflight import preflight
     from drgn_ray.distributed.trainer import own_cpus
@@ -100,7 +101,7 @@ def _check_machines(directory: SweepDirectory, config: RunConfig, gpus_per_trial
     resources = config.resources
     cpus, workers = resources.cpus_per_worker or 1, resources.num_workers
     own = own_cpus(resources) if workers else max(os.cpu_count() or 1, 2)
-    plan = lambda nodes: plan_slots(cpus, gpus_per_trial, nodes, workers)  # noqa: E731
+    plan = partial(plan_slots, cpus, gpus_per_trial, num_workers=workers)
     preflight(config.particles, directory.path, plan, own, resources.awaited_gpus)
 
 

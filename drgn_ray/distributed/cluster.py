@@ -13,16 +13,8 @@ from textwrap import shorten
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    WorkerCrashedError,
-)
+from ray import exceptions
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from drgn_ray.errors import ResourceError, UserError
@@ -35,13 +27,9 @@ SAID_SECONDS = 30.0
 
 # What Ray raises where a process of it is gone.
 _ENDED = (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
+    *(exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError),
+    *(exceptions.LocalRayletDiedError, exceptions.ObjectLostError),
+    *(exceptions.OutOfMemoryError, exceptions.OutOfDiskError),
 )
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -90,7 +78,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
             raise ResourceError(f"Ray at {head}", "it does not answer any more", remedy) from error
         if not isinstance(error, _ENDED) or getattr(error, "actor_init_failed", False):  # which is ours to mend
             raise
-        found = f"a process of its own ended ({shorten(str(error), MOST_SHOWN, placeholder='...')})"
+        found = f"a process of its own ended ({shorten(str(error), MOST_SHOWN)})"
         remedy = "see whether memory, or the disk of Ray's files, is full somewhere; the same command goes on"
         raise ResourceError("Ray", found, remedy) from error
     finally:
@@ -171,7 +159,7 @@ def _connect(address: str) -> None:
         found = "what answers there does not let us in" if knocks else "Ray cannot be reached"
         raise ResourceError(
             name,
-            f"{found} ({shorten(str(error), MOST_SHOWN, placeholder='...')})",
+            f"{found} ({shorten(str(error), MOST_SHOWN)})",
             f"say the cluster's RAY_AUTH_MODE and token (RAY_AUTH_TOKEN_PATH), have its version of Ray, {alone}",
         ) from error
 

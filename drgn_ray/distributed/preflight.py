@@ -294,11 +294,7 @@ def judge(
 def _answering(machines: Sequence[Machine], silent: Mapping[str, str]) -> Finding:
     if silent:
         said = ", ".join(f"{name} does not answer ({why})" for name, why in silent.items())
-        return Finding(
-            "machines",
-            said,
-            "see there whether Ray's disk is full and drgn-ray installed",
-        )
+        return Finding("machines", said, "see there whether Ray's disk is full and drgn-ray installed")
     return Finding("machines", ", ".join(each.name for each in machines))
 
 

@@ -22,13 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from drgn_ray import config as settings
-from drgn_ray.distributed.cluster import (
-    await_machines,
-    connected,
-    resource_picture,
-    user_error_in,
-    workers_that_fit,
-)
+from drgn_ray.distributed.cluster import await_machines, connected, resource_picture, user_error_in, workers_that_fit
 from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.groups import remove_abandoned
 from drgn_ray.distributed.network import NetworkConfig
@@ -125,7 +119,7 @@ def _fit(
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(HUNG_SECONDS))
     drop_bookkeeping(run)
     while True:
-        remove_abandoned()  # what a controller that died still holds
+        remove_abandoned()  # what a controller that died still holds, or a trial whose process was killed
         before = load_position(run.checkpoints).next_slice
         # Ray Train wants a folder that all machines see, though checkpoints are ours.
         with tempfile.TemporaryDirectory(prefix=_BOOKKEEPING, dir=run.path) as bookkeeping:

@@ -62,8 +62,6 @@ def train_trial(chosen: Mapping[str, str], *, directory: SweepDirectory, longest
     go_on_from_donor(directory, trial, tracked)
     has_workers = config.resources.num_workers > 0
     judge = _Judge(directory, trial, longest, None if has_workers else partial(_tell, directory, trial))
-    if has_workers:
-        groups.remove_abandoned()  # of this trial, if its process was killed
     try:
         tell_origin(tracked, run, config, reopen(config.particles), of_population=directory.sweep().scheduler == "pbt")
         with groups.telling(partial(results, directory, trial, longest)) if has_workers else nullcontext():

@@ -355,7 +355,7 @@ def _wait_for(uri: str, patience: float) -> None:
 
 
 def _said(error: Exception) -> str:
-    return shorten(str(error), 300, placeholder="...")
+    return shorten(str(error), 300)
 
 
 def _is_there(tracked: TrackedRun) -> bool:

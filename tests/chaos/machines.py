@@ -66,6 +66,8 @@ class Cable:
     def __init__(self) -> None:
         self.name = f"dr{os.getpid()}"
         self.bridge, self.plug = f"{self.name}b", f"{self.name}p"
+
+    def lay(self) -> None:
         for command in (
             f"netns add {self.name}",
             f"link add {self.bridge} type bridge",
@@ -90,8 +92,10 @@ class Cable:
         return ["ip", "netns", "exec", self.name, *command]
 
     def remove(self) -> None:
-        _ip(f"netns del {self.name}")
-        _ip(f"link del {self.bridge}")
+        """Remove what there is of it."""
+        for command in (f"netns del {self.name}", f"link del {self.bridge}"):
+            with suppress(OSError, subprocess.CalledProcessError):
+                _ip(command)
 
 
 def _ip(command: str) -> None:
@@ -101,10 +105,13 @@ def _ip(command: str) -> None:
 @contextmanager
 def a_cable() -> Iterator[Cable | None]:
     """Lay a cable, or None where networks may not be made."""
-    if not hasattr(os, "geteuid") or os.geteuid() or shutil.which("ip") is None:
+    cable = Cable()
+    try:
+        cable.lay()
+    except (OSError, subprocess.CalledProcessError):
+        cable.remove()
         yield None
         return
-    cable = Cable()
     try:
         yield cable
     finally:

@@ -14,6 +14,7 @@ import pytest
 from machines import machines
 from mlflow import MlflowClient
 from servers import MlflowServer
+from small_sweeps import SLOWER_BASE
 from test_chaos import epochs_in
 
 from drgn_ray.training.sweep_directory import SweepDirectory
@@ -23,12 +24,7 @@ SWEEP = f"""
 space:
   model.zdim: {{choice: [1, 2]}}
   training.lr: {{choice: [3.0e-3, 1.0e-3, 3.0e-4]}}
-base:
-  model.enc_dim: 32
-  model.enc_layers: 1
-  model.dec_dim: 128
-  model.dec_layers: 2
-  training.num_epochs: {NUM_EPOCHS}
+{SLOWER_BASE}  training.num_epochs: {NUM_EPOCHS}
 search: grid
 scheduler: none
 """
