@@ -115,7 +115,7 @@ def _train(arguments: Arguments) -> None:
         _train_halves(arguments, config, store)
         return
     run = RunDirectory(arguments.outdir)
-    with job_frame(arguments.outdir) as frame:
+    with job_frame(arguments.outdir) as frame, run.alone():
         run.begin(config)
         check_machines(config, run)
         train_and_finish(run, config, frame, analysis=not arguments.no_analysis)
@@ -153,10 +153,11 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
     with job_frame(f"{base}_halves") as frame:
         check_machines(config, RunDirectory(base))
         for run, its_config in zip(runs, configs, strict=True):
-            run.begin(its_config)
-            with tracked_run(run, its_config, frame) as tracked:
-                train_run(run, its_config)
-                finish_run(run, tracked)
+            with run.alone():
+                run.begin(its_config)
+                with tracked_run(run, its_config, frame) as tracked:
+                    train_run(run, its_config)
+                    finish_run(run, tracked)
             if not trained_zdim(run, its_config, store):
                 raise RunError(str(run.path), "this half found one volume and no latents", "train on all particles")
         compare_into([load_run(run.path) for run in runs], compared, frame)

@@ -16,6 +16,7 @@ from pathlib import Path
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.patience import patiently
+from drgn_ray.training.alone import alone_in, is_empty
 from drgn_ray.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,19 @@ class RunDirectory:
         self.mlflow_outbox = self.path / "mlflow_outbox"
         self.start = self.path / "start"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only driver that trains the run.
+
+        Raises
+        ------
+        RunError
+            Another is at work here, or something that is not a run is here.
+        """
+        self._refuse_others()
+        with alone_in(self.path, "train"):
+            yield
+
     def begin(self, config: RunConfig) -> None:
         """Claim the directory for a run; one that is there already goes on if its settings agree.
 
@@ -72,10 +86,13 @@ class RunDirectory:
                     f"a run with other settings is here ({listed})",
                     "pass another -o, or the settings it was begun with to go on",
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
+        self._refuse_others()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
+
+    def _refuse_others(self) -> None:
+        if not self.config_file.exists() and not is_empty(self.path):
+            raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
 
     def await_storage(self) -> None:
         """Wait until a run that has begun is there: without its folder it would look as one without checkpoints."""

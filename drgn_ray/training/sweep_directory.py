@@ -9,9 +9,7 @@ by on request), ``halves/NAME/`` (its settings, trained on each half of the part
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,11 +22,10 @@ from jaxtyping import Float64
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.patience import write_whole
+from drgn_ray.training.alone import alone_in, is_empty
 from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep import Sweep, Trial
 
-logger = logging.getLogger(__name__)
-_LOCK = ".lock"
 CONSENSUS, LINEAR = "consensus", "linear"  # whose bounds are there beside those of trials
 
 
@@ -73,21 +70,11 @@ class SweepDirectory:
             Another is at work here, or something that is not a sweep is here.
         """
         self._refuse_others()
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("a") as file:  # never deleted: who waits for a deleted file waits for another
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                remedy = "wait until that has ended, or pass another -o"
-                raise RunError(str(self.path), "another `drgn-ray tune` is at work here", remedy) from error
-            except OSError as error:  # some parallel file systems are mounted without
-                logger.warning("%s: files cannot be locked here (%s); start no second sweep in it", self.path, error)
+        with alone_in(self.path, "tune"):
             yield
 
     def _refuse_others(self) -> None:
-        if self.file.exists() or not self.path.exists():
-            return
-        if any(path.name != _LOCK for path in self.path.iterdir()):
+        if not self.file.exists() and not is_empty(self.path):
             raise RunError(str(self.path), "this directory holds something that is not a sweep", "pass another -o")
 
     def begin(self, sweep: Sweep, particles: str, trials: Sequence[Trial]) -> list[Trial]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,22 +129,6 @@ def test_trials_may_have_workers_of_one_cpu_if_nothing_else_is_said(tmp_path: Pa
     assert drawn(space, tmp_path)[0].config.resources.num_workers == 0
     resources = drawn(f"{space}\nbase: {{resources.num_workers: 2}}", tmp_path)[0].config.resources
     assert (resources.num_workers, resources.cpus_per_worker) == (2, 1)
-
-
-def test_one_driver_at_a_time_works_on_a_sweep_and_its_death_lets_the_next_one_in(tmp_path: Path) -> None:
-    directory = SweepDirectory(tmp_path / "sweep")
-    code = (
-        "import sys, time; from drgn_ray.training.sweep_directory import SweepDirectory\n"
-        "with SweepDirectory(sys.argv[1]).alone(): print('in', flush=True); time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(directory.path)], stdout=subprocess.PIPE) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == b"in\n"
-        with pytest.raises(RunError, match="another `drgn-ray tune` is at work here; wait until that has ended"):
-            directory.alone().__enter__()
-        first.kill()
-    with directory.alone():
-        directory.begin(read_sweep("quick"), "/particles.zarr", [])
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
