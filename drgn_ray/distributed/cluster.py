@@ -99,15 +99,26 @@ def _knock(address: str) -> None:
 
 
 def _say_errors_briefly() -> None:
-    """Log the first line of what machines report, of which Ray prints pages though it is told to be quiet."""
+    """Log a line of what machines report; Ray prints pages, for each task the same, though it is told to be quiet."""
     from ray._private import worker
+
+    said: dict[str, float] = {}
 
     def say(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         del ignore_prefix
-        for message in data["lines"]:
-            logger.warning("Ray: %s", message.strip().partition("\n")[0][:MOST_SHOWN])
+        for line in map(brief, data["lines"]):
+            kind, now = re.sub(r"[0-9a-f]{8,}|\d+", "", line), time.monotonic()  # without ids
+            if now - said.get(kind, -SAID_SECONDS) >= SAID_SECONDS:
+                said[kind] = now
+                logger.warning("Ray: %s", line)
 
     worker.print_to_stdstream = say
+
+
+def brief(message: str) -> str:
+    """Find the line of a message of Ray's that tells most: the end of a traceback, else the beginning."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
+    return lines[-1 if "Traceback (most recent" in message else 0][:MOST_SHOWN]
 
 
 def await_machines(resource: str, count: int) -> None:

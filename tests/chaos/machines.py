@@ -119,9 +119,20 @@ def a_cable() -> Iterator[Cable | None]:
 
 
 class Machines:
-    """A head and a second machine, of two CPUs each, joined by a cable where there is one."""
+    """A head and a second machine, of two CPUs each, joined by a cable where there is one.
 
-    def __init__(self, folder: Path, cable: Cable | None) -> None:
+    Parameters
+    ----------
+    folder
+        Where Ray's own files go.
+    object_store_bytes
+        Of each machine; None: as Ray chooses.
+    """
+
+    head: Machine
+    second: Machine
+
+    def __init__(self, folder: Path, cable: Cable | None, object_store_bytes: int | None) -> None:
         self.cable = cable
         self.host = cable.here if cable else "127.0.0.1"
         self.port, client, agent = free_ports(3)
@@ -131,24 +142,23 @@ class Machines:
             **{"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"},
         }
         common = ["--block", "--num-cpus", "2"]
-        self.head = Machine(
-            [str(RAY), "start", "--head", *common, "--node-ip-address", self.host, "--port", str(self.port)]
-            + ["--temp-dir", str(folder)]
-            + ["--include-dashboard", "false", "--ray-client-server-port", str(client)]
-            + ["--dashboard-agent-listen-port", str(agent)],
-            self.environment,
-        )
-        self.await_cpus(2)
+        if object_store_bytes is not None:
+            common += ["--object-store-memory", str(object_store_bytes)]
+        self.lead = [str(RAY), "start", "--head", *common, "--node-ip-address", self.host, "--port", str(self.port)]
+        self.lead += ["--temp-dir", str(folder), "--include-dashboard", "false"]
+        self.lead += ["--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)]
         join = [str(RAY), "start", *common, "--address", self.address]
         join += ["--node-ip-address", cable.there if cable else self.host]
-        self.second = Machine(cable.there_runs(join) if cable else join, self.environment)
-        self.await_cpus(4)
+        self.join = cable.there_runs(join) if cable else join
+        self.running: list[Machine] = []
 
     def start(self) -> None:
-        """Start both again."""
-        self.head.start()
+        """Start both, for the first time or again."""
+        self.head = Machine(self.lead, self.environment)
+        self.running = [self.head]
         self.await_cpus(2)
-        self.second.start()
+        self.second = Machine(self.join, self.environment)
+        self.running.append(self.second)
         self.await_cpus(4)
 
     def drain_second(self, seconds: int) -> None:
@@ -184,22 +194,24 @@ class Machines:
         return json.loads(said.stdout.strip().splitlines()[-1]) if said.returncode == 0 else None
 
     def stop(self) -> None:
-        for machine in (self.second, self.head):
+        for machine in self.running[::-1]:
             if machine.process.poll() is None:
                 machine.kill()
 
 
 @contextmanager
-def machines() -> Iterator[Machines]:
-    """Start them, and leave nothing."""
-    folder = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
+def machines(folder: Path | None = None, object_store_bytes: int | None = None) -> Iterator[Machines]:
+    """Start them, with Ray's own files in a folder (None: one for them), and leave nothing."""
+    place = folder or Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
     with a_cable() as cable:
-        both = Machines(folder, cable)
+        both = Machines(place, cable, object_store_bytes)
         try:
+            both.start()
             yield both
         finally:
             both.stop()
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is None:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def processes_of(machine: Machine, name: str = "RayTrainWorker") -> list[psutil.Process]:

@@ -1,0 +1,81 @@
+"""Ray's object store, and the disk that it overflows to, are filled by another: a training ends clearly and goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machines import machines
+from test_chaos import epochs_in, train_command
+
+from drgn_ray.training.run_directory import RunDirectory
+
+OBJECT_STORE_BYTES = 80_000_000  # about the least that Ray takes
+NUM_EPOCHS = 10
+WAIT_SECONDS = 300
+# Puts objects until neither memory nor disk has room, and keeps them.
+GREEDY = """
+import ray, time
+from ray.exceptions import RayError
+ray.init(logging_level="ERROR", log_to_driver=False)
+kept = []
+try:
+    while True:
+        kept.append(ray.put(bytes(8_000_000)))
+        print(len(kept), flush=True)
+except (RayError, OSError):
+    print("full", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk of 400 MB, with a short path: sockets are made there."""
+    place = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("this user may not mount a file system, which could be filled")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    shutil.rmtree(place)
+
+
+@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
+def test_a_training_whose_object_store_is_full_ends_with_a_sentence_and_goes_on(
+    store_path: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
+    command = train_command(store_path, run.path, seed=0, num_workers=2, num_epochs=NUM_EPOCHS)
+    with machines(small_disk, OBJECT_STORE_BYTES) as both, log.open("w") as written:
+        environment = both.environment | {"RAY_ADDRESS": both.address, "MLFLOW_TRACKING_URI": ""}
+        driver = subprocess.Popen(command, stdout=written, stderr=written, env=environment)
+        greedy = None
+        try:
+            deadline = time.monotonic() + WAIT_SECONDS
+            while len(epochs_in(run)) < 2:
+                assert driver.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            greedy = subprocess.Popen([sys.executable, "-c", GREEDY], env=environment, stdout=subprocess.PIPE)
+            assert greedy.stdout is not None
+            assert list(iter(greedy.stdout.readline, b"full\n")), "nothing could be put"
+            assert driver.wait(WAIT_SECONDS) == 2, log.read_text()
+            assert "the disk of Ray's files, is full somewhere; the same command goes on" in log.read_text()
+            done = epochs_in(run)
+            greedy.kill()
+            greedy.wait()
+            subprocess.run(command, check=True, env=environment, stdout=written, stderr=written, timeout=WAIT_SECONDS)
+        finally:
+            driver.kill()
+            if greedy is not None:
+                greedy.kill()
+    assert "Traceback" not in log.read_text()
+    assert len(done) < NUM_EPOCHS
+    assert epochs_in(run) == list(range(1, NUM_EPOCHS + 1))
