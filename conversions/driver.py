@@ -132,6 +132,9 @@ def _plan(table: ParticleTable, options: Options, target: Sampling) -> StoreInfo
     rows = normalise.sample_rows(len(table))
     apix = _stored_apix(table, target)
     measured = normalise.measure(_batches(table.images_of(rows), target, table.samplings[0]), len(rows))
+    if not measured.hartley_std:
+        remedy = "extract the images again, or pass another file"
+        raise ParticleFileError(table.source, f"the {len(rows):,} images that were sampled are blank", remedy)
     if options.dtype == "float16" and abs(measured.pixel_mean) > LARGEST_MEAN * measured.pixel_std:
         raise ParticleFileError(
             table.source,

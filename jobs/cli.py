@@ -93,7 +93,7 @@ def run_command(body: Callable[[], None]) -> int:
         print(f"drgn-ray: {where}{error.strerror}; mend that, and give the same command again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("drgn-ray: interrupted; the same command goes on where it was.", file=sys.stderr)
+        print("drgn-ray: interrupted; the same command, given again, finishes it.", file=sys.stderr)
         return 130
     return 0
 

@@ -44,9 +44,10 @@ def _demo(arguments: Arguments) -> None:
     from drgn_ray.particles.store import ParticleStore, StoreWriter
     from drgn_ray.training.run_directory import RunDirectory
     from jobs.finish import EXPLORER, analyze_run
-    from jobs.frame import job_frame
+    from jobs.frame import check_folder, job_frame
     from jobs.pipeline import tracked_run, train_run
 
+    check_folder(arguments.outdir)
     folder = Path(arguments.outdir).absolute()
     store_path = folder / "particles.zarr"
     with job_frame(arguments.outdir) as frame:

@@ -93,7 +93,9 @@ def _unchecked(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _train(arguments: Arguments) -> None:
     from drgn_ray.particles.store import ParticleStore
+    from jobs.frame import check_folder
 
+    check_folder(arguments.outdir)
     if not arguments.run.particles:
         raise ConfigError(
             "train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`"

@@ -62,10 +62,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         logger.info("starting Ray on this machine (set RAY_ADDRESS to use a cluster)")
         # It warns that a new cluster of our own is protected by a token, which is as it should be.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        cpus = max(os.cpu_count() or 1, 2) if num_cpus is None else num_cpus
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False
-        )
+        _start(max(os.cpu_count() or 1, 2) if num_cpus is None else num_cpus)
     _say_errors_briefly()
     head = ray.get_runtime_context().gcs_address
     try:
@@ -83,6 +80,16 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         raise ResourceError("Ray", found, remedy) from error
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int) -> None:
+    """Start a cluster of our own on this machine, or say why that cannot be."""
+    quiet = {"include_dashboard": False, "logging_level": logging.WARNING, "log_to_driver": False}
+    try:
+        ray.init(address="local", num_cpus=num_cpus, **quiet)
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        remedy = "mend that; RAY_TMPDIR names another folder for its files"
+        raise ResourceError("Ray", f"it cannot start on this machine ({error})", remedy) from error
 
 
 def _answers(address: str) -> bool:

@@ -172,6 +172,11 @@ def test_a_damaged_star_file_is_refused(
     assert expected in sentence
 
 
+def test_blank_images_are_refused(star_set: StarSet, refused: Refused) -> None:
+    star_set.images[:] = 0
+    assert "the 20 images that were sampled are blank; extract the images again" in refused(star_set.write())
+
+
 def test_bytes_that_are_not_utf_8_are_named_by_their_line(star_set: StarSet, refused: Refused) -> None:
     star = star_set.write()
     lines = star.read_bytes().split(b"\n")

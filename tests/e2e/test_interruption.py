@@ -81,7 +81,9 @@ def test_ctrl_c_is_one_sentence_and_mlflow_knows(store_path: Path, tmp_path: Pat
         wait_for(lambda: len(epochs_in(run)) >= 1, process, "one epoch")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    assert (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command goes on where it was.\n")
+    assert (
+        (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command, given again, finishes it.\n")
+    )
     place = json.loads(run.mlflow_file.read_text())
     stopped = MlflowClient(place["tracking_uri"]).get_run(place["run_id"])
     assert stopped.info.status == "KILLED"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,26 @@ def test_a_refused_training_leaves_no_run_behind(
     assert not run.exists()
 
 
+def test_a_run_in_place_of_a_file_is_refused(
+    store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    assert main(["train", str(store_path), "-o", str(tmp_path / "notes" / "a")]) == 2
+    assert "/notes/a: there is a file where a folder should be; pass the name of a folder." in capsys.readouterr().err
+
+
+def test_a_ray_that_cannot_start_is_one_sentence(store_path: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    environment = os.environ | {"RAY_TMPDIR": str(long)}  # longer than names of sockets may be
+    command = [sys.executable, "-m", "jobs.train", str(store_path), "-o", str(tmp_path / "a"), "--workers", "1"]
+    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert tried.returncode == 2
+    (line,) = tried.stderr.splitlines()
+    assert line.startswith("drgn-ray: Ray: it cannot start on this machine (")
+    assert line.endswith("mend that; RAY_TMPDIR names another folder for its files.")
+
+
 def test_waiting_for_gpus_without_ray_is_refused(
     store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,4 +146,4 @@ def test_a_tracking_server_that_is_not_there_is_one_sentence(
 
 def test_a_run_directory_that_is_a_url_is_refused(store_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(store_path), "-o", "s3://bucket/runs/a"]) == 2
-    assert "s3://bucket/runs/a: a run directory is a folder that all machines see" in capsys.readouterr().err
+    assert "-o s3://bucket/runs/a: this is a URL; pass the path of a folder." in capsys.readouterr().err
