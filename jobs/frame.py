@@ -25,11 +25,17 @@ def submitted_job() -> str | None:
 
 def next_command(command: str, store: str, output: str) -> str:
     """Write a command on a store as it is typed here: in a job, as another job, whose output all machines see."""
-    if not submitted_job():
-        return f"drgn-ray {command} {shlex.quote(store)} -o {output}"
-    folder = Path(store).parent if "://" not in store else Path("/FOLDER")
-    words = ["python", "-m", f"jobs.{command}", store, "-o", str(folder / output)]
-    return f"ray job submit --working-dir . -- {shlex.join(words)}"
+    if submitted_job():
+        folder = Path(store).parent if "://" not in store else Path("/FOLDER")
+        output = str(folder / output)
+    return typed(command, store, "-o", output)
+
+
+def typed(command: str, *words: str) -> str:
+    """Write a command as it is typed here: in a job, as another job."""
+    if submitted_job():
+        return f"ray job submit --working-dir . -- {shlex.join(['python', '-m', f'jobs.{command}', *words])}"
+    return shlex.join(["drgn-ray", command, *words])
 
 
 def check_folder(output: str) -> None:

@@ -9,7 +9,6 @@ drgn-ray tune particles.zarr quick -o sweeps/a --dry-run
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -114,7 +113,7 @@ def _search(
     from drgn_ray.tracking.run import open_sweep
     from drgn_ray.tracking.summary import sweep_note
     from drgn_ray.training.leaderboard import leaderboard, markdown, unended
-    from jobs.frame import submitted_job
+    from jobs.frame import submitted_job, typed
     from jobs.pipeline import end_told, served
     from jobs.winner import promote, show_winner
 
@@ -137,10 +136,10 @@ def _search(
         promote(directory, winner, tracked, frame, analysis=not arguments.no_analysis)
         tracked.note(sweep_note(tracked, board))
         return
-    words = ["drgn-ray", "tune", arguments.particles, arguments.sweep, "-o", arguments.output, "--promote"]
+    words = [arguments.particles, arguments.sweep, "-o", arguments.output, "--promote"]
     if arguments.rank_by != "gain":
         words += ["--rank-by", arguments.rank_by]
-    frame.result(f"next    {shlex.join(words)}     # trains the winner in full")
+    frame.result(f"next    {typed('tune', *words)}     # trains the winner in full")
 
 
 def _name_winner(directory: SweepDirectory, table: pd.DataFrame, tracked: TrackedRun, frame: Frame) -> RunDirectory:

@@ -79,7 +79,7 @@ def _volume(arguments: Arguments) -> None:
 
     from drgn_ray.analysis.volumes import read_mrc, write_mrc
     from drgn_ray.errors import ConfigError
-    from jobs.frame import job_frame
+    from jobs.frame import job_frame, typed
 
     _check_output(arguments)
     _check_numbers(arguments)
@@ -99,9 +99,9 @@ def _volume(arguments: Arguments) -> None:
         kind = "mask" if arguments.make_mask else "map"
         frame.result(f"{kind} of {_by(data.shape)} px, {apix:.4g} Å/px: {data.min():.4g} to {data.max():.4g}")
         if arguments.make_mask:
-            halves = "half1_unfil.mrc half2_unfil.mrc"
+            words = ["half1_unfil.mrc", "half2_unfil.mrc", "--half-maps", "--mask", arguments.output, "-o", "fsc/"]
             frame.result(
-                f"next: drgn-ray fsc {halves} --half-maps --mask {arguments.output} -o fsc/",
+                f"next: {typed('fsc', *words)}",
                 f"  or: relion_postprocess --i half1_unfil.mrc --mask {arguments.output} --angpix {apix:.4g} "
                 "--auto_bfac --o postprocess",
             )

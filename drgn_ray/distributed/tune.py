@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from drgn_ray.training.sweep import Sweep, Trial
 from drgn_ray.training.sweep_directory import CONSENSUS, LINEAR, Outcome, SweepDirectory
 
 logger = logging.getLogger(__name__)
+PUBLISH_SECONDS = 30.0  # between two leaderboards
 MAX_FAILURES = 2  # of a trial's process, before it is left for the next call
 _BOOKKEEPING = ".ray_tune_"
 _NEXT_TO_NOTHING = {"memory": 1.0}  # bytes: Tune wants something, and a share of a CPU would cost a reader the whole
@@ -197,6 +199,7 @@ class _Follower(tune.Callback):
 
     def __init__(self, directory: SweepDirectory, parent: TrackedRun) -> None:
         self.directory, self.parent = directory, parent
+        self.is_news, self.published_at = False, -PUBLISH_SECONDS
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -228,7 +231,13 @@ class _Follower(tune.Callback):
         tracked.set_tag("drgn_ray.outcome", f"{outcome.state}: {outcome.why}")
         tracked.end("FAILED" if outcome.state == "failed" else "FINISHED")
         logger.info("%s  %s %s", ours.name, outcome.state, outcome.why)
-        publish(self.directory, self.directory.trials(), self.parent)
+        self.is_news = True
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Publish what ended since, once in a while: figures are megabytes, and trials may take seconds."""
+        if self.is_news and time.monotonic() - self.published_at >= PUBLISH_SECONDS:
+            publish(self.directory, self.directory.trials(), self.parent)
+            self.is_news, self.published_at = False, time.monotonic()
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say why a trial's process ended; the next call tries it again."""
