@@ -16,6 +16,11 @@ KEYS_ELSEWHERE = "keep keys where the storage's client finds them (its environme
 _MARKUP = {"<": "&lt;", "|": "\\|", "[": "\\["}
 
 
+def counted(count: float, name: str) -> str:
+    """Write how many there are of something: "1 CPU", "4 CPUs"."""
+    return f"{count:g} {name}{'' if count == 1 else 's'}"
+
+
 def as_cell(value: object) -> str:
     """Write a value into a Markdown table, in which it is text and nothing else."""
     return "".join(_MARKUP.get(letter, letter) for letter in " ".join(str(value).split()))

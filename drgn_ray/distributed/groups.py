@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from drgn_ray.distributed.cluster import resource_picture, workers_that_fit
 from drgn_ray.distributed.watch import watching
 from drgn_ray.errors import ResourceError
+from drgn_ray.text import counted
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -48,9 +49,10 @@ def at_once(num_workers: int, cpus: int, nodes: Sequence[Mapping[str, float]]) -
     if not count:
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         raise ResourceError(
-            f"a trial of {num_workers} workers",
-            f"with {cpus} CPUs{' and a GPU' if gpus else ''} each and one CPU a machine left for reading, it does not"
-            f" fit on {len(nodes)} machines with {total} CPUs and {gpus} GPUs",
+            f"a trial of {counted(num_workers, 'worker')}",
+            f"with {counted(cpus, 'CPU')}{' and a GPU' if gpus else ''} each and one CPU a machine left for reading,"
+            f" it does not fit on {counted(len(nodes), 'machine')} with {counted(total, 'CPU')}"
+            f" and {counted(gpus, 'GPU')}",
             "pass a smaller resources.num_workers or resources.cpus_per_worker under base",
         )
     return count

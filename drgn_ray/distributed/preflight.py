@@ -26,6 +26,7 @@ from drgn_ray.distributed.cluster import await_machines, connected
 from drgn_ray.distributed.tasks import is_cluster_there
 from drgn_ray.errors import ResourceError, StoreError, UserError
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.text import counted
 
 logger = logging.getLogger(__name__)
 HERE = "this machine"
@@ -334,7 +335,7 @@ def auth_mode(machines: Sequence[Machine]) -> Finding:
 def gpus(machines: Sequence[Machine]) -> Finding:
     """Whether torch can use the GPUs that Ray counts."""
     unusable = {
-        each.name: f"Ray counts {each.known_gpus} GPUs and torch sees {each.seen_gpus}"
+        each.name: f"Ray counts {counted(each.known_gpus, 'GPU')} and torch sees {each.seen_gpus}"
         for each in machines
         if each.seen_gpus < each.known_gpus
     }
@@ -342,7 +343,9 @@ def gpus(machines: Sequence[Machine]) -> Finding:
         remedy = "install torch for its CUDA driver there, or start Ray there with fewer --num-gpus"
         return Finding("gpus", _by_machine(unusable), remedy)
     total = sum(each.known_gpus for each in machines)
-    unknown = {each.name: f"{each.seen_gpus} GPUs of which Ray knows none" for each in machines if each.seen_gpus}
+    unknown = {
+        each.name: f"{counted(each.seen_gpus, 'GPU')} of which Ray knows none" for each in machines if each.seen_gpus
+    }
     if unknown and not total:
         return Finding("gpus", _by_machine(unknown), "start Ray there with --num-gpus", stops=False)
     return Finding("gpus", str(total) if total else "none: training is on CPUs")

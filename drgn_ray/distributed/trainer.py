@@ -29,6 +29,7 @@ from drgn_ray.distributed.network import NetworkConfig
 from drgn_ray.distributed.reader import slice_dataset, stream_batches
 from drgn_ray.errors import ResourceError, RunError
 from drgn_ray.particles.store import ParticleStore, reopen
+from drgn_ray.text import counted
 from drgn_ray.training.checkpoint import load_position, set_damaged_aside
 from drgn_ray.training.embed import pending_start
 from drgn_ray.training.loop import BackedOff, Diverged, Trainer, Worker, particle_order
@@ -72,7 +73,9 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     use_gpu = gpus > 0
     if use_gpu and gpus < num_workers:
-        raise ResourceError(f"--workers {num_workers}", f"the cluster has {gpus} GPUs", f"pass at most {gpus}")
+        raise ResourceError(
+            f"--workers {num_workers}", f"the cluster has {counted(gpus, 'GPU')}", f"pass at most {gpus}"
+        )
     spare = [max(int(node.get("CPU", 0)) - 1, 0) for node in nodes]
     cpus = resources.cpus_per_worker
     if cpus is None:
@@ -83,8 +86,8 @@ def plan_resources(resources: settings.ResourcesConfig, nodes: list[Mapping[str,
         total = sum(int(node.get("CPU", 0)) for node in nodes)
         raise ResourceError(
             f"--workers {num_workers}",
-            f"with {cpus} CPUs a worker and one CPU a machine left for reading, {fitting} workers fit on"
-            f" {len(nodes)} machines with {total} CPUs",
+            f"with {counted(cpus, 'CPU')} a worker and one CPU a machine left for reading,"
+            f" {counted(fitting, 'worker')} can be on {counted(len(nodes), 'machine')} with {counted(total, 'CPU')}",
             f"pass at most {fitting}" if fitting else "pass --workers 0 to train in one process without Ray",
         )
     return Resources(num_workers, cpus, use_gpu, most)
@@ -231,7 +234,8 @@ def _unplaced(error: Exception, resources: Resources) -> ResourceError | None:
     if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
         return None
     return ResourceError(
-        f"{resources.num_workers} workers of {resources.cpus} CPUs{' and a GPU' if resources.use_gpu else ''} each",
+        f"{counted(resources.num_workers, 'worker')} of {counted(resources.cpus, 'CPU')}"
+        f"{' and a GPU' if resources.use_gpu else ''} each",
         f"no place came free in {MAX_FAILURES + 1} attempts; {resource_picture()}",
         "give the same command again when there is room, or pass fewer workers",
     )
@@ -276,7 +280,7 @@ def _train_worker(loop: Mapping[str, object]) -> Diverged | BackedOff | None:
     assert shard is not None
     batch_size = config.training.batch_size // worker.world_size
     if worker.rank == 0 and config.resources.max_workers:
-        logger.info("%d workers, each with %d images of a batch", worker.world_size, batch_size)
+        logger.info("%s, each with %d images of a batch", counted(worker.world_size, "worker"), batch_size)
     store = reopen(config.particles)
     trainer = Trainer(
         config,

@@ -32,6 +32,7 @@ from drgn_ray.distributed.trial import EPOCH, GAIN, reference_of, train_trial
 from drgn_ray.errors import ResourceError
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.patience import write_whole
+from drgn_ray.text import counted
 from drgn_ray.tracking.run import ERROR, TrackedRun
 from drgn_ray.tracking.summary import sweep_note
 from drgn_ray.training.checkpoint import has_checkpoint
@@ -86,10 +87,10 @@ def plan_slots(cpus: int, gpus: float | None, nodes: Sequence[Mapping[str, float
         raise ResourceError(f"--gpus-per-trial {gpus:g}", "it is a share of a GPU, or a count", "pass 0.5 or 1, say")
     count = sum(_fitting(cpus, gpus, node) for node in nodes)
     if not count:
-        largest = f"{max((node.get('CPU', 0) for node in nodes), default=0):g} CPUs"
-        most = f"{max((node.get('GPU', 0) for node in nodes), default=0):g} GPUs"
+        largest = counted(max((node.get("CPU", 0) for node in nodes), default=0), "CPU")
+        most = counted(max((node.get("GPU", 0) for node in nodes), default=0), "GPU")
         raise ResourceError(
-            f"a trial of {cpus} CPUs and {gpus:g} GPUs",
+            f"a trial of {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}",
             f"no machine has as much (the most are {largest} and {most})",
             "pass a smaller --gpus-per-trial, or resources.cpus_per_worker under base",
         )

@@ -36,7 +36,7 @@ def test_a_training_shrinks_and_grows_with_the_cluster(store_path: Path, tmp_pat
             await_log("2 workers, each with 8 images of a batch", 1)
             await_log("done  loss", 2)
             both.second.kill()
-            await_log("1 workers, each with 16 images of a batch", 1)
+            await_log("1 worker, each with 16 images of a batch", 1)
             both.second.start()
             await_log("2 workers, each with 8 images of a batch", 2)
             assert driver.wait(600) == 0, log.read_text()[-3000:]

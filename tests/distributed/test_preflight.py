@@ -76,7 +76,7 @@ def test_what_only_slows_down_does_not_stop() -> None:
 
 def test_the_same_trouble_of_several_machines_is_said_once() -> None:
     sick = [WELL._replace(name=name, seen_gpus=0) for name in "bc"]
-    assert checks.gpus([WELL, *sick]).said == "Ray counts 1 GPUs and torch sees 0 on b and c"
+    assert checks.gpus([WELL, *sick]).said == "Ray counts 1 GPU and torch sees 0 on b and c"
 
 
 def test_authentication_is_to_be_said_on_every_machine() -> None:

@@ -28,7 +28,7 @@ def test_more_workers_than_gpus_are_refused() -> None:
 
 
 def test_workers_that_would_starve_the_reader_are_refused() -> None:
-    with pytest.raises(ResourceError, match="3 workers fit on 1 machines with 4 CPUs; pass at most 3"):
+    with pytest.raises(ResourceError, match="3 workers can be on 1 machine with 4 CPUs; pass at most 3"):
         plan_resources(ResourcesConfig(num_workers=4), [{"CPU": 4}])
 
 

@@ -100,7 +100,7 @@ def test_doctor_says_what_is_wrong_with_which_machine(
         assert lines[check].split()[1] == "ok", lines[check]
     for check, found in (
         ("auth", "RAY_AUTH_MODE is disabled on this machine and"),
-        ("gpus", "Ray counts 1 GPUs and torch sees 0 on"),
+        ("gpus", "Ray counts 1 GPU and torch sees 0 on"),
         ("store", "there is no particle store here on"),
         ("runs", "No such file or directory on"),
     ):
@@ -120,7 +120,7 @@ def test_a_training_is_refused_where_a_machine_sees_neither_particles_nor_runs(
     assert main(["train", str(store), "-o", str(runs / "a"), "--workers", "1"]) == 2
 
     out, errors = capfd.readouterr()
-    assert "Ray counts 1 GPUs and torch sees 0 on" in errors
+    assert "Ray counts 1 GPU and torch sees 0 on" in errors
     assert f"store: {store}: there is no particle store here on" in out
     assert f"runs: {runs / 'a'}: No such file or directory on" in out
 

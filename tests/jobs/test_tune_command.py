@@ -202,9 +202,9 @@ def test_groups_of_workers_leave_each_a_cpu_to_read(
 
 
 def test_a_trial_that_fits_nowhere_is_refused() -> None:
-    with pytest.raises(ResourceError, match="a trial of 4 workers: with 1 CPUs each and one CPU a machine left"):
+    with pytest.raises(ResourceError, match="a trial of 4 workers: with 1 CPU each and one CPU a machine left"):
         plan_slots(1, None, [{"CPU": 4}], num_workers=4)
-    with pytest.raises(ResourceError, match="2 workers: with 1 CPUs and a GPU each .* on 1 machines with 8 CPUs and 1"):
+    with pytest.raises(ResourceError, match="2 workers: with 1 CPU and a GPU each .* on 1 machine with 8 CPUs and 1"):
         plan_slots(1, None, [{"CPU": 8, "GPU": 1}], num_workers=2)
     with pytest.raises(ResourceError, match="--gpus-per-trial 0.5: each worker of a trial takes a GPU; leave it out"):
         plan_slots(1, 0.5, [{"CPU": 8, "GPU": 2}], num_workers=2)
