@@ -1,6 +1,8 @@
 """Train a model on a particle store, a network or a subspace; the same call goes on after an interruption.
 
 drgn-ray train particles.zarr -o runs/a --zdim 8 -n 20
+
+drgn-ray train -o runs/a            # goes on with its settings; with -n 40, for longer
 """
 
 from __future__ import annotations
@@ -49,16 +51,23 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     file = first.parse_known_args(argv)[0].config
-    settings = RunConfig() if file is None else read_config(Path(file))
-    registry = ConstructorRegistry()
-    registry.struct_rule(_unchecked)
-    arguments = parse(Arguments, argv, "train", __doc__, default=Arguments(tyro.MISSING, settings), registry=registry)
+    arguments = _with_defaults(argv, RunConfig() if file is None else read_config(Path(file)))
+    if file is None and not arguments.run.particles:
+        begun = Path(arguments.outdir) / "config.yaml"
+        if begun.exists():
+            arguments = _with_defaults(argv, read_config(begun))
     if arguments.run.preset == "auto":
         _refuse_choices(argv)
     try:
         return replace(arguments, run=RunConfig.model_validate(arguments.run.model_dump()))
     except ValidationError as error:
         raise ConfigError("settings", describe(error, as_flags=True), "see `drgn-ray train --help`") from error
+
+
+def _with_defaults(argv: Sequence[str] | None, settings: RunConfig) -> Arguments:
+    registry = ConstructorRegistry()
+    registry.struct_rule(_unchecked)
+    return parse(Arguments, argv, "train", __doc__, default=Arguments(tyro.MISSING, settings), registry=registry)
 
 
 def _refuse_choices(argv: Sequence[str] | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from drgn_ray.training.run_directory import RunDirectory
 from jobs.cli import COMMANDS, main
 
 
@@ -82,6 +83,19 @@ def test_yaml_settings_are_taken_and_flags_go_before_them(tmp_path: Path) -> Non
     (tmp_path / "run.yaml").write_text("model: {zdim: 3, enc_dim: 64}\ntraining: {lr: 0.001}\n")
     settings = _parse(["a.zarr", "-o", "run", "--config", str(tmp_path / "run.yaml"), "--zdim", "5"]).run
     assert (settings.model.zdim, settings.model.enc_dim, settings.training.lr) == (5, 64, 0.001)
+
+
+def test_a_run_goes_on_with_its_settings_when_it_alone_is_named(
+    store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "runs" / "a")
+    small = "--zdim 2 --enc-dim 16 --dec-dim 16 --workers 0 -n 1".split()
+    assert main(["train", str(store_path), "-o", str(run.path), "--no-analysis", *small]) == 0
+    capsys.readouterr()
+    assert main(["train", "-o", str(run.path), "--no-analysis", "-n", "2"]) == 0
+    assert "going on at epoch 2/2" in capsys.readouterr().out
+    assert run.config().model.zdim == 2
+    assert run.config().num_epochs == 2
 
 
 @pytest.mark.parametrize(
