@@ -296,16 +296,17 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
     assert logged == set(range(1, NUM_EPOCHS + 1))
     assert len(client.search_runs([client.get_run(place["run_id"]).info.experiment_id])) == 1
 
-    # As good as undisturbed ones: which blocks come first, Ray does not promise.
+    # As good as undisturbed ones: which blocks come first, Ray does not promise on two machines, and it changes 1.5%.
     of_run, alone = last_loss(world.run), undisturbed(world.store, tmp_path / "undisturbed", 0)
     print(f"held-out loss {of_run:.5f}, undisturbed {alone:.5f}")
-    assert of_run == pytest.approx(alone, rel=0.01)  # another seed changes 2%
+    assert of_run == pytest.approx(alone, rel=0.02)  # other seeds change 6%
 
 
 def struck(world: World, fault: Fault) -> str:
     """Let a fault happen, wait until two more epochs are done, and say what it cost."""
     time.sleep(world.rng.uniform(0, 4))
     before, said, start, starts = len(world.epochs), len(world.told), time.monotonic(), world.starts
+    redone = epochs_redone(world.told)
     heard: list[float] = []  # seconds
 
     def listen() -> None:
@@ -324,11 +325,15 @@ def struck(world: World, fault: Fault) -> str:
     finally:
         over.set()
         listener.join()
-    back, news = time.monotonic() - start, world.told[said:]
+    back, redone = time.monotonic() - start, epochs_redone(world.told) - redone
     assert world.starts - starts == (fault in ENDING), f"the command was given {world.starts - starts} times again"
-    done = re.findall(r"^epoch (\d+)/\d+ done", news, re.MULTILINE)
-    redone = len(done) - len(set(done))
+    assert redone <= 1, f"{redone} epochs were trained again"
     return f"{f'{heard[0]:.0f} s' if heard else 'not':>12} {back:>16.0f} s {redone:>14}"
+
+
+def epochs_redone(told: str) -> int:
+    done = re.findall(r"^epoch (\d+)/\d+ done", told, re.MULTILINE)
+    return len(done) - len(set(done))
 
 
 # What tells a reader of the log that something was wrong.
