@@ -24,6 +24,7 @@ from drgn_ray.physics.fourier import fourier_crop, fourier_resample
 from drgn_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
+ROUNDING = 1e-6  # of the mean: a spread that is no more is none
 LARGEST_MEAN = 100  # spreads: float16 then rounds by 2% of a spread
 WORTH_STARTING_RAY = 32  # shards, 1 GiB; starting it takes as long as writing some dozens
 READ_BYTES = 1 << 23  # of float32 originals in memory at a time
@@ -132,7 +133,7 @@ def _plan(table: ParticleTable, options: Options, target: Sampling) -> StoreInfo
     rows = normalise.sample_rows(len(table))
     apix = _stored_apix(table, target)
     measured = normalise.measure(_batches(table.images_of(rows), target, table.samplings[0]), len(rows))
-    if not measured.hartley_std:
+    if measured.pixel_std <= ROUNDING * abs(measured.pixel_mean):
         remedy = "extract the images again, or pass another file"
         raise ParticleFileError(table.source, f"the {len(rows):,} images that were sampled are blank", remedy)
     if options.dtype == "float16" and abs(measured.pixel_mean) > LARGEST_MEAN * measured.pixel_std:

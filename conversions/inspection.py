@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -399,8 +400,8 @@ def _run_findings(
         yield Finding(f"{entry.error.source}: {entry.error.found}", entry.error.remedy)
     done, wanted = len(position.history), config.num_epochs
     if done < wanted:
-        again = f"drgn-ray train {config.particles} -o {run.path} --config {run.config_file}"
-        yield Finding(f"{done} of {wanted} epochs are finished", f"unless it is still running, go on with `{again}`")
+        remedy = f"unless it is still running, go on with `drgn-ray train -o {shlex.quote(str(run.path))}`"
+        yield Finding(f"{done} of {wanted} epochs are finished", remedy)
     if not all(math.isfinite(loss) for loss in _losses(position).values()):
         yield Finding("the loss is no number", "train again with a lower --lr, or with --precision fp32")
     if store is not None and latents is not None and len(latents.z) != len(store):

@@ -131,7 +131,7 @@ def _import(arguments: Arguments) -> None:
     """Make a run of a cryoDRGN output folder."""
     from conversions.cryodrgn_run import import_run
     from drgn_ray.errors import ConfigError
-    from jobs.frame import job_frame, typed
+    from jobs.frame import command_line, job_frame
 
     if arguments.store is None:
         raise ConfigError(
@@ -147,7 +147,7 @@ def _import(arguments: Arguments) -> None:
         raise ConfigError(listed, f"it is of particles, and {arguments.source} is a folder", "leave it out")
     with job_frame(arguments.output) as frame:
         run = import_run(arguments.source, arguments.output, particles=arguments.store, epoch=arguments.epoch)
-        frame.result(f"run {run.path}", f"next: {typed('analyze', arguments.output)}")
+        frame.result(f"run {run.path}", f"next: {command_line('analyze', arguments.output)}")
 
 
 if __name__ == "__main__":

@@ -69,11 +69,9 @@ def _demo(arguments: Arguments) -> None:
             resources=ResourcesConfig(num_workers=arguments.num_workers),
         )
         run = RunDirectory(folder / "runs" / "first")
-        with run.alone():
-            run.begin(config)
-            with tracked_run(run, config, frame) as tracked:
-                train_run(run, config)
-                analysis = analyze_run(run, tracked)
+        with run.claimed(config), tracked_run(run, config, frame) as tracked:
+            train_run(run, config)
+            analysis = analyze_run(run, tracked)
         frame.result(*_compare(run, read_truth(folder), store, analysis))
         frame.result(
             f"explorer {analysis.folder / EXPLORER}  (open it in a browser)",

@@ -28,10 +28,10 @@ def next_command(command: str, store: str, output: str) -> str:
     if submitted_job():
         folder = Path(store).parent if "://" not in store else Path("/FOLDER")
         output = str(folder / output)
-    return typed(command, store, "-o", output)
+    return command_line(command, store, "-o", output)
 
 
-def typed(command: str, *words: str) -> str:
+def command_line(command: str, *words: str) -> str:
     """Write a command as it is typed here: in a job, as another job."""
     if submitted_job():
         return f"ray job submit --working-dir . -- {shlex.join(['python', '-m', f'jobs.{command}', *words])}"

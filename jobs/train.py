@@ -107,7 +107,9 @@ def _train(arguments: Arguments) -> None:
     check_folder(arguments.outdir)
     if not arguments.run.particles:
         raise ConfigError(
-            "train", "no particle store is named", "pass one, as in `drgn-ray train particles.zarr -o runs/a`"
+            f"-o {arguments.outdir}",
+            "there is no run here to go on with, and no particle store is named",
+            "pass one, as in `drgn-ray train particles.zarr -o runs/a`",
         )
     store = ParticleStore(arguments.run.particles)
     config = arguments.run.resolved(len(store)).model_copy(update={"particles": store.absolute_path})
@@ -126,8 +128,7 @@ def _train(arguments: Arguments) -> None:
         _train_halves(arguments, config, store)
         return
     run = RunDirectory(arguments.outdir)
-    with job_frame(arguments.outdir) as frame, run.alone():
-        run.begin(config)
+    with job_frame(arguments.outdir) as frame, run.claimed(config):
         check_machines(config, run)
         train_and_finish(run, config, frame, analysis=not arguments.no_analysis)
 
@@ -161,14 +162,12 @@ def _train_halves(arguments: Arguments, config: RunConfig, store: ParticleStore)
     configs = [config.model_copy(update={"data": data}) for data in halves]
     for its_config in configs:
         check(its_config, store)
-    with job_frame(f"{base}_halves") as frame:
+    with job_frame(f"{base}_halves") as frame, runs[0].claimed(configs[0]), runs[1].claimed(configs[1]):
         check_machines(config, RunDirectory(base))
         for run, its_config in zip(runs, configs, strict=True):
-            with run.alone():
-                run.begin(its_config)
-                with tracked_run(run, its_config, frame) as tracked:
-                    train_run(run, its_config)
-                    finish_run(run, tracked)
+            with tracked_run(run, its_config, frame) as tracked:
+                train_run(run, its_config)
+                finish_run(run, tracked)
             if not trained_zdim(run, its_config, store):
                 raise RunError(str(run.path), "this half found one volume and no latents", "train on all particles")
         compare_into([load_run(run.path) for run in runs], compared, frame)

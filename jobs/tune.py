@@ -82,7 +82,7 @@ def _tune(arguments: Arguments) -> None:
     from jobs.frame import job_frame
 
     directory = SweepDirectory(arguments.output)
-    with job_frame(arguments.output) as frame, directory.alone():
+    with job_frame(arguments.output) as frame, directory.claimed():
         trials = directory.begin(sweep, store.absolute_path, trials)
         _check_machines(directory, trials[0].config, arguments.gpus_per_trial)
         _search(directory, sweep, trials, arguments, frame)
@@ -113,7 +113,7 @@ def _search(
     from drgn_ray.tracking.run import open_sweep
     from drgn_ray.tracking.summary import sweep_note
     from drgn_ray.training.leaderboard import leaderboard, markdown, unended
-    from jobs.frame import submitted_job, typed
+    from jobs.frame import command_line, submitted_job
     from jobs.pipeline import end_told, served
     from jobs.winner import promote, show_winner
 
@@ -139,7 +139,7 @@ def _search(
     words = [arguments.particles, arguments.sweep, "-o", arguments.output, "--promote"]
     if arguments.rank_by != "gain":
         words += ["--rank-by", arguments.rank_by]
-    frame.result(f"next    {typed('tune', *words)}     # trains the winner in full")
+    frame.result(f"next    {command_line('tune', *words)}     # trains the winner in full")
 
 
 def _name_winner(directory: SweepDirectory, table: pd.DataFrame, tracked: TrackedRun, frame: Frame) -> RunDirectory:

@@ -31,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: Arguments) -> None:
+    from contextlib import suppress
     from pathlib import Path
 
     from drgn_ray.tracking.ui import serve
 
-    serve(Path(arguments.runs), arguments.port)
+    with suppress(KeyboardInterrupt):  # which is how it is to end
+        serve(Path(arguments.runs), arguments.port)
 
 
 if __name__ == "__main__":

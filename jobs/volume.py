@@ -79,7 +79,7 @@ def _volume(arguments: Arguments) -> None:
 
     from drgn_ray.analysis.volumes import read_mrc, write_mrc
     from drgn_ray.errors import ConfigError
-    from jobs.frame import job_frame, typed
+    from jobs.frame import command_line, job_frame
 
     _check_output(arguments)
     _check_numbers(arguments)
@@ -99,10 +99,11 @@ def _volume(arguments: Arguments) -> None:
         kind = "mask" if arguments.make_mask else "map"
         frame.result(f"{kind} of {_by(data.shape)} px, {apix:.4g} Å/px: {data.min():.4g} to {data.max():.4g}")
         if arguments.make_mask:
-            words = ["half1_unfil.mrc", "half2_unfil.mrc", "--half-maps", "--mask", arguments.output, "-o", "fsc/"]
+            halves = [str(Path(arguments.source).with_name(f"half{half}_unfil.mrc")) for half in (1, 2)]
+            place = str(Path(arguments.output).with_name("fsc"))
             frame.result(
-                f"next: {typed('fsc', *words)}",
-                f"  or: relion_postprocess --i half1_unfil.mrc --mask {arguments.output} --angpix {apix:.4g} "
+                f"next: {command_line('fsc', *halves, '--half-maps', '--mask', arguments.output, '-o', place)}",
+                f"  or: relion_postprocess --i {halves[0]} --mask {arguments.output} --angpix {apix:.4g} "
                 "--auto_bfac --o postprocess",
             )
 

@@ -52,10 +52,9 @@ def promote(
     config = promoted_config(winner.config(), directory.sweep().base)
     run = RunDirectory(directory.path / "promoted")
     check(config, ParticleStore(config.particles))
-    with run.alone():
-        run.begin(config)
-        tracking.open_promoted(run, config, sweep, f"{directory.path.name} promoted")
-        train_and_finish(run, config, frame, analysis=analysis)
+    run.begin(config)
+    tracking.open_promoted(run, config, sweep, f"{directory.path.name} promoted")
+    train_and_finish(run, config, frame, analysis=analysis)
 
 
 def promoted_config(winner: RunConfig, base: Mapping[str, Any]) -> RunConfig:

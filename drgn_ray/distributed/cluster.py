@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import socket
@@ -14,7 +15,6 @@ from typing import Any
 
 import ray
 from ray import exceptions
-from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from drgn_ray.errors import ResourceError, UserError
@@ -23,14 +23,20 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
 MOST_SHOWN = 300  # characters
 PATIENCE_SECONDS = 900.0  # that machines have to come: in a cloud they are rented, started and set up
-SAID_SECONDS = 30.0
+SAID_SECONDS = 30.0  # between two lines of the same
 
 # What Ray raises where a process of it is gone.
 _ENDED = (
-    *(exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError),
-    *(exceptions.LocalRayletDiedError, exceptions.ObjectLostError),
-    *(exceptions.OutOfMemoryError, exceptions.OutOfDiskError),
+    exceptions.RayActorError,
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.LocalRayletDiedError,
+    exceptions.ObjectLostError,
+    exceptions.OutOfMemoryError,
+    exceptions.OutOfDiskError,
 )
+_NO_CONNECTION = (OSError, ValueError, RuntimeError, exceptions.RayError)
+_SILENT: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # bars flood the logs of jobs
@@ -67,7 +73,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
     head = ray.get_runtime_context().gcs_address
     try:
         yield
-    except RayError as error:
+    except exceptions.RayError as error:
         if mistake := user_error_in(error):
             raise mistake from None
         if not _answers(head):
@@ -84,11 +90,10 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
 
 def _start(num_cpus: int) -> None:
     """Start a cluster of our own on this machine, or say why that cannot be."""
-    quiet = {"include_dashboard": False, "logging_level": logging.WARNING, "log_to_driver": False}
     try:
-        ray.init(address="local", num_cpus=num_cpus, **quiet)
-    except (OSError, ValueError, RuntimeError, RayError) as error:
-        remedy = "mend that; RAY_TMPDIR names another folder for its files"
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_SILENT)
+    except _NO_CONNECTION as error:
+        remedy = "see what is wrong there; RAY_TMPDIR names another folder for Ray's files"
         raise ResourceError("Ray", f"it cannot start on this machine ({error})", remedy) from error
 
 
@@ -109,21 +114,34 @@ def _say_errors_briefly() -> None:
     """Log a line of what machines report; Ray prints pages, for each task the same, though it is told to be quiet."""
     from ray._private import worker
 
-    said: dict[str, float] = {}
+    news = News()
 
     def say(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         del ignore_prefix
         for line in map(brief, data["lines"]):
-            kind, now = re.sub(r"[0-9a-f]{8,}|\d+", "", line), time.monotonic()  # without ids
-            if now - said.get(kind, -SAID_SECONDS) >= SAID_SECONDS:
-                said[kind] = now
+            if news.is_new(line, time.monotonic()):
                 logger.warning("Ray: %s", line)
 
     worker.print_to_stdstream = say
 
 
+class News:
+    """Knows what was said in the last `SAID_SECONDS`, whatever ids and numbers were in it."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def is_new(self, line: str, now: float) -> bool:
+        """Whether to say a line at a time (in seconds); if so, it is said."""
+        kind = re.sub(r"[0-9a-f]{8,}|\d+", "", line)
+        is_new = now - self._said.get(kind, -math.inf) >= SAID_SECONDS
+        if is_new:
+            self._said[kind] = now
+        return is_new
+
+
 def brief(message: str) -> str:
-    """Find the line of a message of Ray's that tells most: the end of a traceback, else the beginning."""
+    """Find the line of a message of Ray's that tells most: the last where it has a traceback, else the first."""
     lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
     return lines[-1 if "Traceback (most recent" in message else 0][:MOST_SHOWN]
 
@@ -172,8 +190,8 @@ def _connect(address: str) -> None:
     except OSError as error:
         raise ResourceError(name, f"Ray does not answer there ({error})", f"start it there, {alone}") from error
     try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError, RayError) as error:
+        ray.init(**_SILENT)
+    except _NO_CONNECTION as error:
         found = "what answers there does not let us in" if knocks else "Ray cannot be reached"
         raise ResourceError(
             name,
@@ -216,7 +234,7 @@ def user_error_in(error: BaseException) -> UserError | None:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError) and not isinstance(current, RayError):
+        if isinstance(current, UserError) and not isinstance(current, exceptions.RayError):
             return current
         named = [getattr(current, name, None) for name in ("cause", "controller_failure")]
         waiting += [e for e in (*named, current.__cause__, current.__context__) if e]

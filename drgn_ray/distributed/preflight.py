@@ -232,7 +232,7 @@ def look(place: Place, shared: str | None, store: str | None) -> Machine:
         seen_gpus=seen,
         shared_memory=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else sys.maxsize,
         wanted_shared=place.wanted_shared,
-        disk_used=1 - disk.free / disk.total,
+        disk_used=1 - disk.free / max(disk.total, 1),
         runs="" if shared is None else _write(_mark(shared, place.name)),
         store=None if store is None else _read(store),
     )

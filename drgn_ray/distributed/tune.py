@@ -200,7 +200,7 @@ class _Follower(tune.Callback):
 
     def __init__(self, directory: SweepDirectory, parent: TrackedRun) -> None:
         self.directory, self.parent = directory, parent
-        self.is_news, self.published_at = False, -PUBLISH_SECONDS
+        self.has_news, self.published_at = False, -PUBLISH_SECONDS
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -232,13 +232,13 @@ class _Follower(tune.Callback):
         tracked.set_tag("drgn_ray.outcome", f"{outcome.state}: {outcome.why}")
         tracked.end("FAILED" if outcome.state == "failed" else "FINISHED")
         logger.info("%s  %s %s", ours.name, outcome.state, outcome.why)
-        self.is_news = True
+        self.has_news = True
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Publish what ended since, once in a while: figures are megabytes, and trials may take seconds."""
-        if self.is_news and time.monotonic() - self.published_at >= PUBLISH_SECONDS:
+        if self.has_news and time.monotonic() - self.published_at >= PUBLISH_SECONDS:
             publish(self.directory, self.directory.trials(), self.parent)
-            self.is_news, self.published_at = False, time.monotonic()
+            self.has_news, self.published_at = False, time.monotonic()
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say why a trial's process ended; the next call tries it again."""

@@ -68,8 +68,8 @@ def summary(
     decode = f"    drgn-ray decode {path} --path {ends[0]},{ends[1]} -n 12 -o movie/"
     way = f"{decode}     # or, where particles lie far apart, --through line\n" if ends[0] != ends[1] else ""
     movie = "     # or movie_pc1.cxc" if len(analysis.volumes) > 1 else ""
-    again = f"drgn-ray train {shlex.quote(config.particles)} -o {path} --config {shlex.quote(str(run.config_file))}"
-    longer = "" if config.model.is_fitted else f"    {again} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
+    again = f"    drgn-ray train -o {path} -n {2 * int(last.get('epoch', 10))}     # train longer\n"
+    longer = "" if config.model.is_fitted else again
     return f"""| | |
 |---|---|
 {table}

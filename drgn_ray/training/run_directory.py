@@ -1,8 +1,9 @@
 """What a run directory holds, and whether a command may go on in it.
 
-``config.yaml``, ``reproduce.sh``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``, ``diverged.json`` (where training
-diverged, if it did), ``mlflow.json``, ``latents.npz``, ``mlflow_outbox/`` (what MLflow's server was not told yet),
-``analyze.N/``, ``landscape.N/``, ``start/`` (the run directory of the linear model that a network started from).
+``config.yaml``, ``.lock`` (held by the driver), ``reproduce.sh``, ``run.log``, ``metrics.jsonl``, ``checkpoints/``,
+``diverged.json`` (where training diverged, if it did), ``mlflow.json``, ``latents.npz``, ``mlflow_outbox/`` (what
+MLflow's server was not told yet), ``analyze.N/``, ``landscape.N/``, ``start/`` (the run directory of the linear model
+that a network started from).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.patience import patiently
-from drgn_ray.training.alone import alone_in, is_empty
 from drgn_ray.training.checkpoint import has_checkpoint
+from drgn_ray.training.lock import is_empty, locked
 
 logger = logging.getLogger(__name__)
+SWEEP_NAME = "sweep.json"  # what makes a folder a sweep's
 
 
 class LogFile(logging.FileHandler):
@@ -55,23 +57,26 @@ class RunDirectory:
         self.start = self.path / "start"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only driver that trains the run.
+    def claimed(self, config: RunConfig) -> Iterator[None]:
+        """Begin, and be the only driver at work on the run; what is inside a sweep is its driver's.
 
         Raises
         ------
         RunError
             Another is at work here, or something that is not a run is here.
         """
-        self._refuse_others()
-        with alone_in(self.path, "train"):
+        self._refuse_what_is_no_run()
+        sweep = next((folder for folder in self.path.parents if (folder / SWEEP_NAME).exists()), None)
+        with locked(self.path, "train") if sweep is None else locked(sweep, "tune"):
+            self.begin(config)
             yield
 
     def begin(self, config: RunConfig) -> None:
-        """Claim the directory for a run; one that is there already goes on if its settings agree.
+        """Make the directory that of a run; one that is there already goes on if its settings agree.
 
         A run without any checkpoint has nothing to go on from, and is begun anew.
         """
+        self._refuse_what_is_no_run()
         if self.config_file.exists() and not has_checkpoint(self.checkpoints):
             logger.info("%s: an earlier attempt left no checkpoint; it is begun anew", self.path)
             self.mlflow_file.unlink(missing_ok=True)
@@ -86,11 +91,10 @@ class RunDirectory:
                     f"a run with other settings is here ({listed})",
                     "pass another -o, or the settings it was begun with to go on",
                 )
-        self._refuse_others()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
 
-    def _refuse_others(self) -> None:
+    def _refuse_what_is_no_run(self) -> None:
         if not self.config_file.exists() and not is_empty(self.path):
             raise RunError(str(self.path), "this directory holds something that is not a run", "pass another -o")
 

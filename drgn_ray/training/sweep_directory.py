@@ -1,10 +1,10 @@
 """What the directory of a sweep holds, from which the same command goes on.
 
-``sweep.json`` (the trials, each written before it starts, with the settings that it has now), ``reference/`` (the run
-directory of the linear subspace that all are measured by), ``trials/NAME/`` (run directories), ``bounds/NAME/``
-(held-out bounds after every epoch), ``outcomes/NAME.json`` (how it ended), ``scores/BY/NAME.json`` (what it is ranked
-by on request), ``halves/NAME/`` (its settings, trained on each half of the particles), ``leaderboard.csv``,
-``leaderboard.md``, ``mlflow.json``.
+``.lock`` (held by the driver), ``sweep.json`` (the trials, each written before it starts, with the settings that it has
+now), ``reference/`` (the run directory of the linear subspace that all are measured by), ``trials/NAME/`` (run
+directories), ``bounds/NAME/`` (held-out bounds after every epoch), ``outcomes/NAME.json`` (how it ended),
+``scores/BY/NAME.json`` (what it is ranked by on request), ``halves/NAME/`` (its settings, trained on each half of the
+particles), ``leaderboard.csv``, ``leaderboard.md``, ``mlflow.json``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jaxtyping import Float64
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ConfigError, RunError
 from drgn_ray.patience import write_whole
-from drgn_ray.training.alone import alone_in, is_empty
-from drgn_ray.training.run_directory import RunDirectory
+from drgn_ray.training.lock import is_empty, locked
+from drgn_ray.training.run_directory import SWEEP_NAME, RunDirectory
 from drgn_ray.training.sweep import Sweep, Trial
 
 CONSENSUS, LINEAR = "consensus", "linear"  # whose bounds are there beside those of trials
@@ -49,7 +49,7 @@ class SweepDirectory:
     def __init__(self, path: str | Path) -> None:
         self.tracked = RunDirectory(path)  # whose mlflow.json is that of the parent run
         self.path = self.tracked.path
-        self.file = self.path / "sweep.json"
+        self.file = self.path / SWEEP_NAME
         self.reference = RunDirectory(self.path / "reference")
 
     def run(self, trial: str) -> RunDirectory:
@@ -61,7 +61,7 @@ class SweepDirectory:
         return [RunDirectory(path) for path in sorted((self.path / "trials").glob("*"))]
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def claimed(self) -> Iterator[None]:
         """Be the only driver of the sweep; its death, of whatever kind, lets the next one in.
 
         Raises
@@ -69,16 +69,16 @@ class SweepDirectory:
         RunError
             Another is at work here, or something that is not a sweep is here.
         """
-        self._refuse_others()
-        with alone_in(self.path, "tune"):
+        self._refuse_what_is_no_sweep()
+        with locked(self.path, "tune"):
             yield
 
-    def _refuse_others(self) -> None:
+    def _refuse_what_is_no_sweep(self) -> None:
         if not self.file.exists() and not is_empty(self.path):
             raise RunError(str(self.path), "this directory holds something that is not a sweep", "pass another -o")
 
     def begin(self, sweep: Sweep, particles: str, trials: Sequence[Trial]) -> list[Trial]:
-        """Claim the directory and return its trials: those given, or of the same sweep that is there already."""
+        """Make the directory that of a sweep; return its trials, those given or of the same sweep that is there."""
         settings = {"particles": particles, **sweep.model_dump(mode="json")}
         if self.file.exists():
             there = json.loads(self.file.read_text())
@@ -90,7 +90,7 @@ class SweepDirectory:
                     "pass another -o, or the sweep it was begun with to go on",
                 )
             return self.trials()
-        self._refuse_others()
+        self._refuse_what_is_no_sweep()
         self.path.mkdir(parents=True, exist_ok=True)
         self._save(settings, trials)
         return list(trials)

@@ -30,7 +30,7 @@ from drgn_ray.training.run_directory import RunDirectory
 
 SEED = int(os.environ.get("DRGN_RAY_CHAOS_SEED", "0"))
 NUM_FAULTS = int(os.environ.get("DRGN_RAY_CHAOS_FAULTS", "20"))
-ONLY = os.environ.get("DRGN_RAY_CHAOS_ONLY", "").split()
+ONLY = os.environ.get("DRGN_RAY_CHAOS_ONLY", "").split()  # names of faults
 NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 256 --dec-layers 3 --val-fraction 0.2 -b 16 --log-seconds 1"
 NUM_EPOCHS = 4 * NUM_FAULTS
 RECOVERY_SECONDS = 300
@@ -41,6 +41,7 @@ class World:
     """A training on two machines with an MLflow server, and what can be done to it."""
 
     folder: Path
+    runs: Path
     store: Path
     machines: Machines
     mlflow: MlflowServer
@@ -51,8 +52,9 @@ class World:
     starts: int = 0  # of the command
 
     def __post_init__(self) -> None:
-        self.run = RunDirectory(self.folder / "runs" / "chaos")
+        self.run = RunDirectory(self.runs / "chaos")
         self.log = (self.folder / "log").open("ab")
+        self.start()
 
     def start(self) -> None:
         """Give the command."""
@@ -193,7 +195,7 @@ def the_store_is_away(world: World) -> Iterator[None]:
 
 
 def the_disk_is_full(world: World) -> Iterator[None]:
-    filler = world.folder / "runs" / "filler"
+    filler = world.runs / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 17, 4096, 1):
             try:
@@ -251,35 +253,39 @@ def drawn(rng: random.Random) -> list[Fault]:
 
 
 @pytest.fixture
-def world(store_path: Path, tmp_path: Path) -> Iterator[World]:
-    """The runs are on a disk of their own, which can be filled, where one may be mounted."""
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, which can be filled, where one may be mounted."""
     runs = tmp_path / "runs"
     runs.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(runs)], check=False)
+    yield runs
+    if os.path.ismount(runs):
+        subprocess.run(["umount", "--lazy", str(runs)], check=True)
+
+
+@pytest.fixture
+def world(store_path: Path, tmp_path: Path, runs: Path) -> Iterator[World]:
+    """A training that has just started."""
     store = tmp_path / "store" / "particles.zarr"
     shutil.copytree(store_path, store)
     (tmp_path / "mlflow").mkdir()
     with machines() as both:
         mlflow = MlflowServer(tmp_path / "mlflow", host=both.host)
-        found = World(tmp_path, store, both, mlflow, random.Random(SEED))
+        found = World(tmp_path, runs, store, both, mlflow, random.Random(SEED))
         try:
             yield found
         finally:
-            if found.driver.poll() is None:
-                found.driver.kill()
+            found.driver.kill()
             mlflow.stop()
-            if os.path.ismount(runs):
-                subprocess.run(["umount", "--lazy", str(runs)], check=True)
 
 
 @pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes half an hour; DRGN_RAY_LONG=1 runs it")
 def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Path) -> None:
     faults = drawn(world.rng)
-    if not os.path.ismount(tmp_path / "runs"):
+    if not os.path.ismount(world.runs):
         faults = [fault for fault in faults if fault is not the_disk_is_full]
     if world.machines.cable is None:
         faults = [fault for fault in faults if fault not in (the_network_is_cut, the_network_is_cut_for_long)]
-    world.start()
     world.await_epochs(2)
     place = json.loads(world.run.mlflow_file.read_text())
     print(f"\n{'fault':36} {'said after':>12} {'epoch done after':>18} {'epochs redone':>14}")
@@ -287,6 +293,7 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
         print(f"{fault.__name__.replace('_', ' '):36} {struck(world, fault)}", flush=True)
     world.await_epochs(NUM_EPOCHS)
     assert world.driver.wait(300) == 0, world.told[-3000:]
+    assert "Traceback" not in world.told
 
     assert world.epochs == list(range(1, NUM_EPOCHS + 1))
     assert json.loads(world.run.mlflow_file.read_text()) == place
@@ -307,6 +314,7 @@ def struck(world: World, fault: Fault) -> str:
     time.sleep(world.rng.uniform(0, 4))
     before, said, start, starts = len(world.epochs), len(world.told), time.monotonic(), world.starts
     redone = epochs_redone(world.told)
+    assert world.driver.poll() is None, "nothing is left that a fault could strike"
     heard: list[float] = []  # seconds
 
     def listen() -> None:

@@ -42,6 +42,7 @@ def test_a_training_shrinks_and_grows_with_the_cluster(store_path: Path, tmp_pat
             assert driver.wait(600) == 0, log.read_text()[-3000:]
         finally:
             driver.kill()
+    assert "Traceback" not in log.read_text()
     assert epochs_in(run) == list(range(1, NUM_EPOCHS + 1))
     alone = RunDirectory(tmp_path / "alone")
     subprocess.run(train_command(store_path, alone.path, seed=0, num_workers=0, num_epochs=NUM_EPOCHS), check=True)

@@ -22,16 +22,17 @@ NUM_EPOCHS = 10
 WAIT_SECONDS = 300
 # Puts objects until neither memory nor disk has room, and keeps them.
 GREEDY = """
-import ray, time
+import ray, sys, time
 from ray.exceptions import RayError
 ray.init(logging_level="ERROR", log_to_driver=False)
 kept = []
 try:
     while True:
         kept.append(ray.put(bytes(8_000_000)))
-        print(len(kept), flush=True)
+        print(len(kept))
 except (RayError, OSError):
-    print("full", flush=True)
+    print("full")
+sys.stdout.close()
 time.sleep(600)
 """
 
@@ -40,11 +41,13 @@ time.sleep(600)
 def small_disk() -> Iterator[Path]:
     """A disk of 400 MB, with a short path: sockets are made there."""
     place = Path(tempfile.mkdtemp(prefix="dr_", dir="/tmp"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(place)], check=False).returncode:
-        pytest.skip("this user may not mount a file system, which could be filled")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-    shutil.rmtree(place)
+    try:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(place)], check=False).returncode:
+            pytest.skip("this user may not mount a file system, which could be filled")
+        yield place
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
@@ -65,7 +68,8 @@ def test_a_training_whose_object_store_is_full_ends_with_a_sentence_and_goes_on(
                 time.sleep(0.1)
             greedy = subprocess.Popen([sys.executable, "-c", GREEDY], env=environment, stdout=subprocess.PIPE)
             assert greedy.stdout is not None
-            assert list(iter(greedy.stdout.readline, b"full\n")), "nothing could be put"
+            *put, last = greedy.stdout.read().splitlines()
+            assert last == b"full", put
             assert driver.wait(WAIT_SECONDS) == 2, log.read_text()
             assert "the disk of Ray's files, is full somewhere; the same command goes on" in log.read_text()
             done = epochs_in(run)

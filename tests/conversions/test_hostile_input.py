@@ -172,8 +172,9 @@ def test_a_damaged_star_file_is_refused(
     assert expected in sentence
 
 
-def test_blank_images_are_refused(star_set: StarSet, refused: Refused) -> None:
-    star_set.images[:] = 0
+@pytest.mark.parametrize("value", [0.0, 5.3])
+def test_blank_images_are_refused(value: float, star_set: StarSet, refused: Refused) -> None:
+    star_set.images[:] = value
     assert "the 20 images that were sampled are blank; extract the images again" in refused(star_set.write())
 
 

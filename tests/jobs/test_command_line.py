@@ -46,7 +46,10 @@ def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[
             ["train", "missing.zarr", "-o", "run"],
             "missing.zarr: there is no particle store here; make one with `drgn-ray",
         ),
-        (["train", "-o", "run"], "no particle store is named; pass one"),
+        (
+            ["train", "-o", "run"],
+            "-o run: there is no run here to go on with, and no particle store is named; pass one",
+        ),
         (["convert", "missing.star", "-o", "a.zarr"], "missing.star: there is no such STAR file; check the path"),
         (
             ["convert", "particles.tif", "-o", "a.zarr"],
@@ -94,8 +97,9 @@ def test_a_run_goes_on_with_its_settings_when_it_alone_is_named(
     capsys.readouterr()
     assert main(["train", "-o", str(run.path), "--no-analysis", "-n", "2"]) == 0
     assert "going on at epoch 2/2" in capsys.readouterr().out
-    assert run.config().model.zdim == 2
-    assert run.config().num_epochs == 2
+    assert (run.config().model.zdim, run.config().num_epochs) == (2, 2)
+    assert main(["train", "-o", str(run.path), "--zdim", "4"]) == 2
+    assert "a run with other settings is here (zdim was 2 and is now 4)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,9 +124,7 @@ def test_a_refused_training_leaves_no_run_behind(
     assert not run.exists()
 
 
-def test_a_run_in_place_of_a_file_is_refused(
-    store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_below_a_file_is_refused(store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").write_text("mine")
     assert main(["train", str(store_path), "-o", str(tmp_path / "notes" / "a")]) == 2
     assert "/notes/a: there is a file where a folder should be; pass the name of a folder." in capsys.readouterr().err
@@ -133,11 +135,11 @@ def test_a_ray_that_cannot_start_is_one_sentence(store_path: Path, tmp_path: Pat
     long.mkdir()
     environment = os.environ | {"RAY_TMPDIR": str(long)}  # longer than names of sockets may be
     command = [sys.executable, "-m", "jobs.train", str(store_path), "-o", str(tmp_path / "a"), "--workers", "1"]
-    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert tried.returncode == 2
     (line,) = tried.stderr.splitlines()
     assert line.startswith("drgn-ray: Ray: it cannot start on this machine (")
-    assert line.endswith("mend that; RAY_TMPDIR names another folder for its files.")
+    assert line.endswith("see what is wrong there; RAY_TMPDIR names another folder for Ray's files.")
 
 
 def test_waiting_for_gpus_without_ray_is_refused(

@@ -133,8 +133,8 @@ def test_trials_may_have_workers_of_one_cpu_if_nothing_else_is_said(tmp_path: Pa
 
 def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match="holds something that is not a sweep"):
-        SweepDirectory(tmp_path).alone().__enter__()
+    with pytest.raises(RunError, match="holds something that is not a sweep"), SweepDirectory(tmp_path).claimed():
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -1,4 +1,4 @@
-"""One driver a folder: a job that is submitted twice would mix two trainings in one run."""
+"""One driver a folder: a job that is submitted twice would mix two trainings in one run, or two searches in a sweep."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from drgn_ray.errors import RunError
 
 logger = logging.getLogger(__name__)
-LOCK = ".lock"
+_LOCK = ".lock"
 
 
 @contextmanager
-def alone_in(folder: Path, command: str) -> Iterator[None]:
+def locked(folder: Path, command: str) -> Iterator[None]:
     """Be the only driver in a folder, which is made; its death, of whatever kind, lets the next one in.
 
     Parameters
@@ -29,7 +29,7 @@ def alone_in(folder: Path, command: str) -> Iterator[None]:
         Another is at work here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:  # never deleted: who waits for a deleted file waits for another
+    with (folder / _LOCK).open("a") as file:  # never deleted: who waits for a deleted file waits for another
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -42,4 +42,4 @@ def alone_in(folder: Path, command: str) -> Iterator[None]:
 
 def is_empty(folder: Path) -> bool:
     """Whether a folder is not there, or holds nothing that anyone would miss."""
-    return not folder.exists() or all(path.name == LOCK for path in folder.iterdir())
+    return not folder.exists() or all(path.name == _LOCK for path in folder.iterdir())
