@@ -131,7 +131,7 @@ def test_a_made_mask_says_its_threshold_and_what_is_next(folder: Path, capsys: p
     assert written(folder / "out.mrc") == pytest.approx(threshold_mask(volume, apix=APIX, dilate=5.0, soft_edge=6.0))
     assert f"make mask: threshold {default_threshold(volume):.4g}, half of the 99.99th percentile (" in printed
     assert "dilated by 5 Å (2 px), soft edge 6 Å (3.0 px)" in printed
-    assert "next: drgn-ray fsc half1_unfil.mrc half2_unfil.mrc --half-maps --mask out.mrc -o fsc/" in printed
+    assert "next: drgn-ray fsc half1_unfil.mrc half2_unfil.mrc --half-maps --mask out.mrc -o fsc" in printed
     assert "relion_postprocess --i half1_unfil.mrc --mask out.mrc --angpix 2 " in printed
 
 
