@@ -372,7 +372,7 @@ def _measure(batches: Iterable[tuple[Int[np.ndarray, " b"], Shaped[np.ndarray, "
         if not len(total):
             side = images.shape[-1]
             total, power = torch.zeros(side, side).double(), torch.zeros(side, side // 2 + 1).double()
-        if images.shape[-1] == len(total):
+        if images.shape[-1] == len(total) and good.any():  # of no images, MKL makes no transform
             images = images[good]
             pictured.append(part[good.numpy()])
             small.append(fourier_crop(images, min(normalise.CONTRAST_BOX, len(total))))
@@ -383,10 +383,10 @@ def _measure(batches: Iterable[tuple[Int[np.ndarray, " b"], Shaped[np.ndarray, "
         np.concatenate(rows),
         np.concatenate(is_finite),
         np.concatenate(spread),
-        np.concatenate(pictured),
+        np.concatenate(pictured) if pictured else np.zeros(0, np.int64),
         (total / count).numpy(),
         _ring_means(power / (count * total.numel())),
-        torch.cat(small),
+        torch.cat(small) if small else torch.zeros(0, 0, 0),
     )
 
 

@@ -106,6 +106,8 @@ def picture(inspection: Inspection) -> Figure:
     if facts is None:
         raise ConfigError("--plot", f"{inspection.path} holds no particles", "pass the particle file or the store")
     sample, columns = facts.sample, facts.columns
+    if sample is not None and not len(sample.pictured):
+        sample = None
     return particles_figure(
         mean_image=None if sample is None else sample.mean_image,
         num_images=0 if sample is None else len(sample.pictured),

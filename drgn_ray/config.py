@@ -35,7 +35,7 @@ FEW_DIMENSIONS, MANY_DIMENSIONS, MANY_PARTICLES = 12, 20, 100_000
 class Settings(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Settings):
@@ -216,7 +216,7 @@ class TrainingConfig(Settings):
     back_offs: NonNegativeInt = 3
     """Times that a training which diverges goes back to its last checkpoint and halves the learning rate, before it
     ends."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, order of particles and latent noise."""
 
 

@@ -29,7 +29,8 @@ COMMANDS = {
     "doctor": "check machines, store, storage and MLflow before a training does",
     "ui": "open the MLflow interface on your runs",
 }
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # what storage refuses
+# What storage refuses.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

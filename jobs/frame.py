@@ -45,7 +45,7 @@ def check_folder(output: str) -> None:
         raise ConfigError(name, "this is a URL", "pass the path of a folder")
     if not output:
         raise ConfigError("-o", "it is empty", "pass the name of a folder")
-    if any(path.is_file() for path in (Path(output), *Path(output).parents)):
+    if any(os.path.isfile(path) for path in (output, *Path(output).parents)):
         raise ConfigError(name, "there is a file where a folder should be", "pass the name of a folder")
 
 

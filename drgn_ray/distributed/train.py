@@ -8,7 +8,7 @@ import torch
 
 from drgn_ray import config as settings
 from drgn_ray.distributed.linear import fit_start, train_linear
-from drgn_ray.errors import ConfigError
+from drgn_ray.errors import ConfigError, StoreError
 from drgn_ray.particles.loader import stream_slice
 from drgn_ray.particles.store import ParticleStore, reopen
 from drgn_ray.training.checkpoint import load_position, set_damaged_aside
@@ -59,7 +59,11 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     run.await_storage()
     set_damaged_aside(run.checkpoints)
     workers, order = config.resources.num_workers, particle_order(config, store)
-    if load_position(run.checkpoints).next_slice >= config.num_epochs * order.slices_per_epoch:
+    position = load_position(run.checkpoints)
+    if position.store_digest not in ("", store.digest):
+        remedy = "bring that back, or pass another -o"
+        raise StoreError(store.path, f"it is not the store that {run.path} was trained on", remedy)
+    if position.next_slice >= config.num_epochs * order.slices_per_epoch:
         logger.info("all %d epochs are trained already", config.num_epochs)
         return
     with run.log_to_file():

@@ -279,6 +279,25 @@ class ParticleStore:
             raise self._damaged(f"its file {name} is damaged")
         return content
 
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a store that is another by now; storage that fails is waited for (`drgn_ray.patience`).
+
+        Raises
+        ------
+        StoreError
+            It was converted anew since it was opened.
+        """
+
+        def seal() -> object:
+            attributes = _attributes(self.path)
+            if attributes is None:
+                raise OSError("there is no particle store here")
+            return attributes.get("seal")
+
+        if patiently(self.path, seal) != self.digest:
+            again = "bring back what was here, or train on what is here now in another -o"
+            raise StoreError(self.path, "it was converted anew meanwhile", again)
+
     def _damaged(self, what: str) -> StoreError:
         return StoreError(self.path, what, self._again)
 

@@ -76,7 +76,7 @@ class Outbox:
             if not now and time.monotonic() < self.not_before:
                 return len(waiting)
             told = 0
-            while told < len(waiting) and self._told(json.loads(waiting[told])):
+            while told < len(waiting) and self._line_told(waiting[told]):
                 told += 1
             left = waiting[told:]
             if told:
@@ -85,6 +85,14 @@ class Outbox:
             if not left:
                 self.file.unlink()
         return len(left)
+
+    def _line_told(self, line: str) -> bool:
+        try:
+            message = json.loads(line)
+        except ValueError:  # half of it, where power failed
+            logger.warning("%s: a message is damaged and cannot be told", self.file)
+            return True
+        return self._told(message)
 
     def _told(self, message: Message) -> bool:
         """Tell a message; False where the server is away."""

@@ -21,7 +21,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
-from drgn_ray.errors import ResourceError
+from drgn_ray.errors import ResourceError, RunError
 from drgn_ray.patience import write_whole
 from drgn_ray.tracking.location import artifact_link, compare_link, run_link, tracking_uri
 from drgn_ray.tracking.outbox import RETRY_SECONDS, Message, Outbox
@@ -48,8 +48,12 @@ class TrackedRun:
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        place = json.loads(run.mlflow_file.read_text())
-        self.uri, self.experiment_id, self.run_id = place["tracking_uri"], place["experiment_id"], place["run_id"]
+        try:
+            place = json.loads(run.mlflow_file.read_text())
+            self.uri, self.experiment_id, self.run_id = place["tracking_uri"], place["experiment_id"], place["run_id"]
+        except (ValueError, TypeError, KeyError) as error:
+            remedy = "delete it, and a new MLflow run begins with the next command"
+            raise RunError(str(run.mlflow_file), "it names no MLflow run", remedy) from error
         self.client = _client(self.uri)
         self.outbox = Outbox(run.mlflow_outbox, self._deliver)
 
@@ -163,6 +167,7 @@ def _dataset(store: str, digest: str) -> DatasetInput:
 
 
 def _client(uri: str) -> MlflowClient:
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # pages of traceback of what we say in a line
     os.environ.update({name: value for name, value in _OF_MLFLOW.items() if name not in os.environ})
     return MlflowClient(uri)
 
@@ -334,6 +339,10 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        if uri.startswith("sqlite"):
+            raise ResourceError(
+                uri, f"it cannot be written ({_said(error)})", "mend that, or use another folder"
+            ) from error
         raise ResourceError(
             uri,
             f"MLflow does not answer ({_said(error)})",

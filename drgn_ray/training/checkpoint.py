@@ -27,7 +27,7 @@ from drgn_ray.patience import patiently
 
 logger = logging.getLogger(__name__)
 _PREFIX, _DAMAGED = "slice_", "damaged_"
-_CHECKSUMS = "crc32.json"
+_CHECKSUMS, _WEIGHTS, _POSITION = "crc32.json", "model.safetensors", "position.json"
 
 
 @dataclass
@@ -46,6 +46,8 @@ class Position:
         Spent on training so far; the latter once for every GPU.
     skipped_steps
         Left out so far, since their gradients were no numbers.
+    store_digest
+        Of the store that it was trained on; empty where that is not known.
     """
 
     next_slice: int = 0
@@ -54,6 +56,7 @@ class Position:
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     skipped_steps: int = 0
+    store_digest: str = ""
 
 
 def save_checkpoint(
@@ -75,10 +78,10 @@ def _write_checkpoint(
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _save(partial / "model.safetensors", model.state_dict())
+    _save(partial / _WEIGHTS, model.state_dict())
     if optimizer is not None:
         _save(partial / "optimizer.safetensors", _moments(model, optimizer))
-    (partial / "position.json").write_text(json.dumps(asdict(position)))
+    (partial / _POSITION).write_text(json.dumps(asdict(position)))
     (partial / _CHECKSUMS).write_text(json.dumps({file.name: _crc32(file) for file in partial.iterdir()}))
     for file in (*partial.iterdir(), partial):
         _sync(file)
@@ -126,11 +129,14 @@ def set_damaged_aside(folder: Path) -> None:
 
 def _damage(checkpoint: Path) -> str:
     """Say what is wrong with a checkpoint; empty where nothing is."""
-    if not (checkpoint / _CHECKSUMS).exists():  # of a version that wrote none
-        return ""
     try:
-        checksums: dict[str, int] = json.loads(patiently(checkpoint, (checkpoint / _CHECKSUMS).read_text))
         names = {file.name for file in patiently(checkpoint, lambda: [*checkpoint.iterdir()])}
+        for name in (_WEIGHTS, _POSITION):
+            if name not in names:
+                return f"{name} is not there"
+        if _CHECKSUMS not in names:  # of a version that wrote none
+            return ""
+        checksums: dict[str, int] = json.loads(patiently(checkpoint, (checkpoint / _CHECKSUMS).read_text))
         for name, checksum in checksums.items():
             if name not in names:
                 return f"{name} is not there"
@@ -173,7 +179,11 @@ def load_position(folder: Path) -> Position:
 
 def read_position(checkpoint: Path) -> Position:
     """Read the position of a checkpoint."""
-    return Position(**json.loads((checkpoint / "position.json").read_text()))
+    file = checkpoint / _POSITION
+    try:
+        return Position(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(file, error) from error
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -195,21 +205,34 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     checkpoints = _finished(folder)
     if not checkpoints:
         raise RunError(str(folder.parent), "it has no checkpoint yet", "let `drgn-ray train` finish an epoch first")
-    model.load_state_dict(_load(checkpoints[-1] / "model.safetensors"))
+    file = checkpoints[-1] / _WEIGHTS
+    try:
+        model.load_state_dict(_load(file))
+    except RuntimeError as error:  # PyTorch's word for other names or shapes
+        found, remedy = "its weights are of other settings than config.yaml has", "undo what was changed there"
+        raise RunError(str(file), found, remedy) from error
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise RunError(
-            str(file), f"this checkpoint is damaged ({error})", f"delete {file.parent}, so that the one before is used"
-        ) from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> RunError:
+    remedy = f"delete {file.parent}, so that the one before is used"
+    return RunError(str(file), f"this checkpoint is damaged ({error})", remedy)
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is anything to go on from."""
     return bool(_finished(folder))
+
+
+def has_damaged(folder: Path) -> bool:
+    """Whether checkpoints were set aside as damaged."""
+    return any(folder.glob(f"{_DAMAGED}*"))
 
 
 def _finished(folder: Path) -> list[Path]:

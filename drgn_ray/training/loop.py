@@ -123,6 +123,7 @@ class Trainer:
         self.images_per_epoch = self.order.num_rows(self.order.train_chunks())
         self.model = model_for(config, store).to(worker.device)
         self.position = load_position(run.checkpoints)
+        self.position.store_digest = store.digest
         self.start_seconds = load_position(RunDirectory(run.start).checkpoints).seconds
         if not self.position.next_slice:
             self.position.seconds = self.start_seconds
@@ -272,6 +273,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         if self.worker.rank == 0:
+            self.store.check_unchanged()
             keep = self.config.resources.keep_checkpoints
             save_checkpoint(self.run.checkpoints, self.position, self.model, self.step.optimizer, keep)
 

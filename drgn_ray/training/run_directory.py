@@ -16,8 +16,9 @@ from pathlib import Path
 
 from drgn_ray.config import RunConfig, differences, read_config, write_config
 from drgn_ray.errors import ConfigError, RunError
+from drgn_ray.particles.store import ParticleStore
 from drgn_ray.patience import patiently
-from drgn_ray.training.checkpoint import has_checkpoint
+from drgn_ray.training.checkpoint import has_checkpoint, has_damaged, load_position, set_damaged_aside
 from drgn_ray.training.lock import is_empty, locked
 
 logger = logging.getLogger(__name__)
@@ -77,13 +78,22 @@ class RunDirectory:
         A run without any checkpoint has nothing to go on from, and is begun anew.
         """
         self._refuse_what_is_no_run()
+        set_damaged_aside(self.checkpoints)
         if self.config_file.exists() and not has_checkpoint(self.checkpoints):
+            if has_damaged(self.checkpoints):
+                raise RunError(str(self.path), "all of its checkpoints are damaged", "train anew, in another -o")
             logger.info("%s: an earlier attempt left no checkpoint; it is begun anew", self.path)
             self.mlflow_file.unlink(missing_ok=True)
             if differences(read_config(self.config_file), config):
                 self.diverged_file.unlink(missing_ok=True)
         elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)
+            done = len(load_position(self.checkpoints).history)
+            if not config.model.is_fitted and config.num_epochs < done:
+                found = f"{done} epochs are trained already, more than {config.num_epochs}"
+                raise ConfigError(str(self.path), found, f"pass --num-epochs {done} or more, or another -o")
+            if "particles" in changed and self._is_of(config.particles):
+                del changed["particles"]
             if changed:
                 listed = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
                 raise ConfigError(
@@ -93,6 +103,10 @@ class RunDirectory:
                 )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_file)
+
+    def _is_of(self, particles: str) -> bool:
+        """Whether a store is what the run was trained on, which was moved."""
+        return load_position(self.checkpoints).store_digest == ParticleStore(particles).digest
 
     def _refuse_what_is_no_run(self) -> None:
         if not self.config_file.exists() and not is_empty(self.path):
@@ -121,7 +135,11 @@ class RunDirectory:
                 "there is no run here (no config.yaml)",
                 "pass the -o directory of `drgn-ray train`",
             )
-        return read_config(self.config_file)
+        config = read_config(self.config_file)
+        if not config.particles:
+            remedy = "bring back the file that was written there"
+            raise RunError(str(self.config_file), "it names no particles, as that of a run does", remedy)
+        return config
 
     def analysis(self, epoch: int) -> Path:
         """Name where the analysis after an epoch (1-based, as cryoDRGN counts) goes."""

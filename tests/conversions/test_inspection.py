@@ -250,6 +250,13 @@ def test_a_table_with_a_stack_cut_short(star_set: StarSet) -> None:
     assert value(particles, "grey values").endswith("(19 images sampled)")
 
 
+def test_images_that_are_all_no_numbers_are_looked_at_and_drawn(star_set: StarSet, tmp_path: Path) -> None:
+    star_set.images[:] = np.nan
+    star = star_set.write()
+    assert "20 of 20 sampled images have pixels that are not numbers" in found(look(star))
+    assert main(["inspect", str(star), "--plot", str(tmp_path / "look.png")]) == 0
+
+
 def test_several_mistakes_are_all_found(star_set: StarSet) -> None:
     for mistake in (scale(DEFOCUS, 1e-4), set_optics("rlnVoltage", 300_000), pixels(np.nan)):
         mistake(star_set)
