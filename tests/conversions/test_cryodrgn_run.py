@@ -484,7 +484,7 @@ def test_a_run_without_its_own_latents_is_not_exported(trained: dict[str, RunDir
 )
 def test_a_model_that_cryodrgn_has_not_is_not_exported(kind: dict[str, str], found: str, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.begin(RunConfig(model=ModelConfig(**kind)))  # type: ignore[arg-type]
+    run.begin(RunConfig(particles="/particles.zarr", model=ModelConfig(**kind)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=found):
         export_run(run, tmp_path / "theirs")
 
