@@ -216,6 +216,11 @@ def workers_that_fit(cpus: int, nodes: Sequence[Mapping[str, float]], use_gpu: b
     )
 
 
+def alive_nodes() -> list[Mapping[str, float]]:
+    """List what each machine that is alive has ("CPU", "GPU", ...)."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def resource_picture() -> str:
     """Say what the cluster has, and what of it is free."""
     return f"the cluster has {_counts(ray.cluster_resources())}, of which are free {_counts(ray.available_resources())}"

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from drgn_ray.config import RunConfig
-from drgn_ray.distributed.cluster import connected
+from drgn_ray.distributed.cluster import alive_nodes, connected
 from drgn_ray.distributed.tune import Slots, plan_slots
 from drgn_ray.particles.store import ParticleStore
 from drgn_ray.progress import Progress, format_duration
@@ -43,7 +43,7 @@ def say_costs(sweep: Sweep, trials: Sequence[Trial], store: ParticleStore, gpus_
         f"{order.num_rows(order.val_chunks()):,}",
     )
     with connected():
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = alive_nodes()
         resources = trials[0].config.resources
         slots = plan_slots(resources.cpus_per_worker or 1, gpus_per_trial, nodes, resources.num_workers)
         costs = _probe_all(trials, store, slots)

@@ -60,11 +60,11 @@ def run_tasks(
     import ray
     from ray.exceptions import RayTaskError
 
-    from drgn_ray.distributed.cluster import connected, user_error_in
+    from drgn_ray.distributed.cluster import alive_nodes, connected, user_error_in
 
     with connected():
         num_gpus = int(on_gpu and ray.cluster_resources().get("GPU", 0) > 0)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = alive_nodes()
         offered = [node.get("memory", 0) for node in nodes if node.get("CPU", 0) and node.get("GPU", 0) >= num_gpus]
         if memory > max(offered, default=0):  # Ray would wait for such a machine for ever
             raise ResourceError(

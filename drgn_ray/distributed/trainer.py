@@ -22,7 +22,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from drgn_ray import config as settings
-from drgn_ray.distributed.cluster import await_machines, connected, resource_picture, user_error_in, workers_that_fit
+from drgn_ray.distributed.cluster import (
+    alive_nodes,
+    await_machines,
+    connected,
+    resource_picture,
+    user_error_in,
+    workers_that_fit,
+)
 from drgn_ray.distributed.follow import following
 from drgn_ray.distributed.groups import remove_abandoned
 from drgn_ray.distributed.network import NetworkConfig
@@ -106,7 +113,7 @@ def train_on_ray(
     with connected(num_cpus=own_cpus(config.resources)):
         if config.resources.awaited_gpus:
             await_machines("GPU", config.resources.awaited_gpus)
-        resources = plan_resources(config.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        resources = plan_resources(config.resources, alive_nodes())
         logger.info("starting %s", resources)
         _fit(config, store, run, make_reporter, resources)
 
@@ -212,7 +219,7 @@ class _Trainer(TorchTrainer):
 
 def _room(resources: Resources) -> str:
     """Say whether the machines that are alive have room for the workers."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = alive_nodes()
     fitting = workers_that_fit(resources.cpus, alive, resources.use_gpu)
     if fitting >= resources.num_workers:
         return resource_picture()

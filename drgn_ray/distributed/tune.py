@@ -23,7 +23,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from drgn_ray.analysis.sweep_figures import write_figures
 from drgn_ray.config import FEW_DIMENSIONS, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed import groups
-from drgn_ray.distributed.cluster import await_machines, connected
+from drgn_ray.distributed.cluster import alive_nodes, await_machines, connected
 from drgn_ray.distributed.linear import train_linear
 from drgn_ray.distributed.scheduler import scheduler_of
 from drgn_ray.distributed.searcher import Names
@@ -120,7 +120,7 @@ def run_sweep(directory: SweepDirectory, sweep: Sweep, parent: TrackedRun, gpus_
     with connected(num_cpus=own_cpus(resources) if resources.num_workers else None):
         if resources.awaited_gpus:
             await_machines("GPU", resources.awaited_gpus)
-        cpus, nodes = resources.cpus_per_worker or 1, [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, nodes = resources.cpus_per_worker or 1, alive_nodes()
         slots = plan_slots(cpus, gpus_per_trial, nodes, resources.num_workers)
         _fit_reference(directory, trials[0].config)
         logger.info(

@@ -368,6 +368,8 @@ def _said(error: Exception) -> str:
 
 
 def _is_there(tracked: TrackedRun) -> bool:
+    if tracked.is_local and not Path(tracked.uri.removeprefix("sqlite:///")).exists():  # which would be made anew
+        return False
     try:
         tracked.client.get_run(tracked.run_id)
     except MlflowException as error:
