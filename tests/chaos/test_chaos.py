@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,13 +24,13 @@ import pytest
 from machines import Machines, machines, processes_of
 from mlflow import MlflowClient
 from servers import MlflowServer
+from trainings import LONG, epochs_in, last_loss, train_command
 
 from drgn_ray.training.run_directory import RunDirectory
 
 SEED = int(os.environ.get("DRGN_RAY_CHAOS_SEED", "0"))
 NUM_FAULTS = int(os.environ.get("DRGN_RAY_CHAOS_FAULTS", "20"))
 ONLY = os.environ.get("DRGN_RAY_CHAOS_ONLY", "").split()  # names of faults
-NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 256 --dec-layers 3 --val-fraction 0.2 -b 16 --log-seconds 1"
 NUM_EPOCHS = 4 * NUM_FAULTS
 RECOVERY_SECONDS = 300
 
@@ -60,7 +59,7 @@ class World:
         """Give the command."""
         self.starts += 1
         self.driver = subprocess.Popen(
-            train_command(self.store, self.run.path, 0, num_workers=2),
+            train_command(self.store, self.run, NUM_EPOCHS, num_workers=2),
             stdout=self.log,
             stderr=self.log,
             env=self.machines.environment
@@ -89,18 +88,6 @@ class World:
                 self.start()
             assert time.monotonic() < deadline, f"waited in vain for epoch {count}: {self.told[-3000:]}"
             time.sleep(0.1)
-
-
-def train_command(store: Path, run: Path, seed: int, num_workers: int, num_epochs: int = NUM_EPOCHS) -> list[str]:
-    how = f"{NETWORK} -n {num_epochs} --workers {num_workers} --cpus-per-worker 1 --seed {seed} --no-analysis"
-    return [sys.executable, "-m", "jobs.train", str(store), "-o", str(run), *how.split()]
-
-
-def epochs_in(run: RunDirectory) -> list[int]:
-    if not run.metrics_file.exists():
-        return []
-    lines = [line for line in run.metrics_file.read_text().splitlines() if line.endswith("}")]
-    return [line["epoch"] for line in map(json.loads, lines) if line["kind"] == "epoch"]
 
 
 def a_worker(world: World) -> int:
@@ -279,7 +266,7 @@ def world(store_path: Path, tmp_path: Path, runs: Path) -> Iterator[World]:
             mlflow.stop()
 
 
-@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes half an hour; DRGN_RAY_LONG=1 runs it")
+@LONG
 def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Path) -> None:
     faults = drawn(world.rng)
     if not os.path.ismount(world.runs):
@@ -304,7 +291,7 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
     assert len(client.search_runs([client.get_run(place["run_id"]).info.experiment_id])) == 1
 
     # As good as undisturbed ones: which blocks come first, Ray does not promise on two machines, and it changes 1.5%.
-    of_run, alone = last_loss(world.run), undisturbed(world.store, tmp_path / "undisturbed", 0)
+    of_run, alone = last_loss(world.run), undisturbed(world.store, RunDirectory(tmp_path / "undisturbed"))
     print(f"held-out loss {of_run:.5f}, undisturbed {alone:.5f}")
     assert of_run == pytest.approx(alone, rel=0.02)  # other seeds change 6%
 
@@ -351,15 +338,8 @@ NEWS = (
 )
 
 
-def undisturbed(store: Path, run: Path, seed: int) -> float:
+def undisturbed(store: Path, run: RunDirectory) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    subprocess.run(
-        train_command(store, run, seed, num_workers=0), env=environment, check=True, stdout=subprocess.DEVNULL
-    )
-    return last_loss(RunDirectory(run))
-
-
-def last_loss(run: RunDirectory) -> float:
-    return [json.loads(line)["val/loss"] for line in run.metrics_file.read_text().splitlines() if "val/loss" in line][
-        -1
-    ]
+    command = train_command(store, run, NUM_EPOCHS, num_workers=0)
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return last_loss(run)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from machines import machines
-from test_chaos import epochs_in, train_command
+from trainings import LONG, WAIT_SECONDS, epochs_in, train_command, wait_for
 
 from drgn_ray.training.run_directory import RunDirectory
 
 OBJECT_STORE_BYTES = 80_000_000  # about the least that Ray takes
 NUM_EPOCHS = 10
-WAIT_SECONDS = 300
 # Puts objects until neither memory nor disk has room, and keeps them.
 GREEDY = """
 import ray, sys, time
@@ -50,22 +47,18 @@ def small_disk() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
+@LONG
 def test_a_training_whose_object_store_is_full_ends_with_a_sentence_and_goes_on(
     store_path: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
-    command = train_command(store_path, run.path, seed=0, num_workers=2, num_epochs=NUM_EPOCHS)
+    command = train_command(store_path, run, NUM_EPOCHS, num_workers=2)
     with machines(small_disk, OBJECT_STORE_BYTES) as both, log.open("w") as written:
         environment = both.environment | {"RAY_ADDRESS": both.address, "MLFLOW_TRACKING_URI": ""}
         driver = subprocess.Popen(command, stdout=written, stderr=written, env=environment)
         greedy = None
         try:
-            deadline = time.monotonic() + WAIT_SECONDS
-            while len(epochs_in(run)) < 2:
-                assert driver.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
+            wait_for(lambda: len(epochs_in(run)) >= 2, lambda: driver.poll() is None, "two epochs", log.read_text)
             greedy = subprocess.Popen([sys.executable, "-c", GREEDY], env=environment, stdout=subprocess.PIPE)
             assert greedy.stdout is not None
             *put, last = greedy.stdout.read().splitlines()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from machines import machines
 from mlflow import MlflowClient
 from servers import MlflowServer
 from small_sweeps import SLOWER_BASE
-from test_chaos import epochs_in
+from trainings import LONG, epochs_in, wait_for
 
 from drgn_ray.training.sweep_directory import SweepDirectory
 
@@ -28,10 +25,9 @@ space:
 search: grid
 scheduler: none
 """
-WAIT_SECONDS = 300
 
 
-@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
+@LONG
 def test_a_sweep_goes_on_without_a_machine_that_was_lost(store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     sweep, log = SweepDirectory(tmp_path / "sweeps" / "a"), tmp_path / "log"
@@ -43,11 +39,12 @@ def test_a_sweep_goes_on_without_a_machine_that_was_lost(store_path: Path, tmp_p
         environment = both.environment | {"RAY_ADDRESS": both.address, "MLFLOW_TRACKING_URI": mlflow.uri}
         driver = subprocess.Popen([*command, "--no-analysis"], stdout=written, stderr=written, env=environment)
         try:
-            deadline = time.monotonic() + WAIT_SECONDS
-            while sum(len(sweep.bounds(name)) >= 3 for name in names) < 4:  # one on each of the CPUs
-                assert driver.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.1)
+            wait_for(
+                lambda: sum(len(sweep.bounds(name)) >= 3 for name in names) >= 4,  # one on each of the CPUs
+                lambda: driver.poll() is None,
+                "four trials at work",
+                log.read_text,
+            )
             both.second.kill()
             before = {name: json.loads(sweep.run(name).mlflow_file.read_text()) for name in names[:4]}
             assert driver.wait(900) == 0, log.read_text()[-3000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 from torch import Tensor
+from trainings import LONG
 
 from drgn_ray.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainingConfig
 from drgn_ray.distributed.train import train
@@ -60,7 +61,7 @@ class DiesAfterEveryEpoch(LogReporter):
             os._exit(1)
 
 
-@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
+@LONG
 @pytest.mark.parametrize("before_any", [False, True])
 def test_workers_may_die_as_often_as_they_like_if_something_is_trained_in_between(
     store_path: Path, tmp_path: Path, ray_here: None, before_any: bool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from servers import own_ray
 from small_sweeps import BASE
+from trainings import LONG, epochs_in
 
-from drgn_ray.training.run_directory import RunDirectory
 from drgn_ray.training.sweep_directory import SweepDirectory
 from jobs.cli import main
 
@@ -63,13 +62,6 @@ def tune(store_path: Path, folder: Path, sweep: str, meanwhile: Callable[[SweepD
     return directory
 
 
-def epochs_in(run: RunDirectory) -> list[int]:
-    if not run.metrics_file.exists():
-        return []
-    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    return [line["epoch"] for line in lines if line["kind"] == "epoch"]
-
-
 def kill_once_it_judged(directory: SweepDirectory, num_epochs: int, name: str, having_open: Path | None = None) -> None:
     """Kill the process of this name, of those below ours, that has a file open, once trial 1 judged so many epochs."""
     while len(directory.bounds("trial_1")) < num_epochs:
@@ -106,7 +98,7 @@ def check_that_nothing_is_held_and_no_epoch_lost(directory: SweepDirectory, num_
     assert sorted(str(child.info.run_name) for child in children) == [path.path.name for path in directory.runs()]
 
 
-@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes four minutes; DRGN_RAY_LONG=1 runs it")
+@LONG
 def test_trials_of_two_workers_end_though_trials_are_stopped_and_killed(
     store_path: Path, tmp_path: Path, six_cpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

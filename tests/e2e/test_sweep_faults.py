@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from servers import MlflowServer
 from small_sweeps import SLOWER_BASE
+from trainings import LONG, wait_for
 
 from drgn_ray.training.sweep_directory import SweepDirectory
 
@@ -37,14 +37,6 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
     server.stop()
 
 
-def wait_for(condition: Callable[[], bool], is_alive: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert is_alive(), f"ended before {what}"
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
 def children_of(client: MlflowClient, sweep: SweepDirectory) -> dict[str, Run]:
     (parent,) = client.search_runs(["1"], "tags.mlflow.runName = 'tune a'")
     found = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
@@ -52,7 +44,7 @@ def children_of(client: MlflowClient, sweep: SweepDirectory) -> dict[str, Run]:
     return {str(run.info.run_name): run for run in found}
 
 
-@pytest.mark.skipif("DRGN_RAY_LONG" not in os.environ, reason="it takes minutes; DRGN_RAY_LONG=1 runs it")
+@LONG
 def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: Path, server: MlflowServer) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     sweep = SweepDirectory(tmp_path / "sweeps" / "a")
