@@ -134,8 +134,9 @@ def _plan(table: ParticleTable, options: Options, target: Sampling) -> StoreInfo
     apix = _stored_apix(table, target)
     measured = normalise.measure(_batches(table.images_of(rows), target, table.samplings[0]), len(rows))
     if measured.pixel_std <= ROUNDING * abs(measured.pixel_mean):
-        remedy = "extract the images again, or pass another file"
-        raise ParticleFileError(table.source, f"the {len(rows):,} images that were sampled are blank", remedy)
+        logger.warning(
+            "%s: the %s images that were sampled are blank; extract them again", table.source, f"{len(rows):,}"
+        )
     if options.dtype == "float16" and abs(measured.pixel_mean) > LARGEST_MEAN * measured.pixel_std:
         raise ParticleFileError(
             table.source,

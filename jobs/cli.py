@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from drgn_ray import __version__
@@ -81,7 +84,8 @@ def run_command(body: Callable[[], None]) -> int:
     for ours in ("drgn_ray", "conversions", "jobs"):
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        body()
+        with _terminated_as_interrupted():
+            body()
     except UserError as error:
         sys.stdout.flush()
         print(f"drgn-ray: {error}", file=sys.stderr)
@@ -97,6 +101,19 @@ def run_command(body: Callable[[], None]) -> int:
         print("drgn-ray: interrupted; the same command, given again, finishes it.", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, by which clusters stop jobs, end a command as Ctrl-C does: in order, and MLflow hears of it."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_with(main_function: Callable[[], int]) -> NoReturn:

@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,6 +72,8 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         _start(max(os.cpu_count() or 1, 2) if num_cpus is None else num_cpus)
     _say_errors_briefly()
+    if threading.current_thread() is threading.main_thread():  # Ray's handler would print a stack and abort
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     head = ray.get_runtime_context().gcs_address
     try:
         yield

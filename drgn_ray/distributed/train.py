@@ -34,6 +34,8 @@ def check(config: settings.RunConfig, store: ParticleStore) -> None:
             f"images of {store.path} have {store.info.box_size} px",
             "pass a smaller one, or leave it out",
         )
+    if not store.info.hartley_std:
+        raise StoreError(store.path, "its images are blank", "extract them again, and convert those")
     resources, batch_size = config.resources, config.training.batch_size
     workers, most = resources.num_workers, resources.max_workers
     if most is not None and batch_size < most:

@@ -173,9 +173,21 @@ def test_a_damaged_star_file_is_refused(
 
 
 @pytest.mark.parametrize("value", [0.0, 5.3])
-def test_blank_images_are_refused(value: float, star_set: StarSet, refused: Refused) -> None:
+def test_blank_images_are_said(
+    value: float, star_set: StarSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     star_set.images[:] = value
-    assert "the 20 images that were sampled are blank; extract the images again" in refused(star_set.write())
+    convert(star_set.write(), tmp_path / "blank.zarr", "--dtype", "float32")
+    assert "the 20 images that were sampled are blank; extract them again" in capsys.readouterr().out
+
+
+def test_nothing_is_trained_on_blank_images(
+    star_set: StarSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    star_set.images[:] = 0
+    store = convert(star_set.write(), tmp_path / "blank.zarr")
+    assert main(["train", store.path, "-o", str(tmp_path / "run")]) == 2
+    assert f"{store.path}: its images are blank; extract them again, and convert those." in capsys.readouterr().err
 
 
 def test_bytes_that_are_not_utf_8_are_named_by_their_line(star_set: StarSet, refused: Refused) -> None:

@@ -91,7 +91,7 @@ def test_training_from_a_store_in_s3_is_that_from_a_local_one(
         np.testing.assert_allclose(losses(tmp_path / "on_ray"), losses(tmp_path / "here"), rtol=0.02)
 
     assert main([*train, f"{BUCKET}/run", remote, "--workers", "0"]) == 2
-    assert "a run directory is a folder that all machines see, not a URL" in capsys.readouterr().err
+    assert "this is a URL; pass the path of a folder" in capsys.readouterr().err
 
 
 def losses(run: Path) -> list[float]:

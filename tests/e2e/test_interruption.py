@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import psutil
+import pytest
 from mlflow import MlflowClient
 from trainings import epochs_in, train_command, wait_for
 
@@ -54,7 +55,10 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_epoch(store_path: Path, tmp
     assert sorted(set(logged)) == list(range(1, NUM_EPOCHS + 1))
 
 
-def test_ctrl_c_is_one_sentence_and_mlflow_knows(store_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+def test_an_interruption_is_one_sentence_and_mlflow_knows(
+    word: signal.Signals, store_path: Path, tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "runs" / "stopped")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
     with (tmp_path / "log").open("wb") as log:
@@ -62,7 +66,7 @@ def test_ctrl_c_is_one_sentence_and_mlflow_knows(store_path: Path, tmp_path: Pat
             train_command(store_path, run, NUM_EPOCHS, num_workers=2), stdout=log, stderr=log, env=environment
         )
         wait_for(lambda: len(epochs_in(run)) >= 1, lambda: process.poll() is None, "one epoch")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(word)
         assert process.wait(60) == 130
     assert (
         (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command, given again, finishes it.\n")

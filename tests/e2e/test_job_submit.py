@@ -6,11 +6,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from servers import Head, own_head
+from trainings import epochs_in, wait_for
+
+from drgn_ray.training.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[2]
 NETWORK = "--zdim 2 --enc-dim 32 --enc-layers 1 --dec-dim 32 --dec-layers 1 -n 2 --workers 1 --cpus-per-worker 1"
@@ -22,11 +26,17 @@ def head() -> Iterator[Head]:
         yield one
 
 
-def submit(head: Head, module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    ray, here = str(Path(sys.executable).with_name("ray")), head.environment | environment
-    command = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", str(REPOSITORY), "--"]
+def ray_job(head: Head, verb: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ray")), "job", verb, "--address", head.dashboard, *words]
+    here = head.environment | environment
+    return subprocess.run(command, env=here, capture_output=True, text=True, timeout=300, check=False)
+
+
+def submit(
+    head: Head, module: str, *words: str, options: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     entry = [sys.executable, "-m", f"jobs.{module}", *words]
-    return subprocess.run([*command, *entry], env=here, capture_output=True, text=True, timeout=300, check=False)
+    return ray_job(head, "submit", *options, "--working-dir", str(REPOSITORY), "--", *entry, **environment)
 
 
 def own_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -58,6 +68,30 @@ def test_convert_train_and_analyze_run_as_jobs(head: Head, simulated: Path, tmp_
         assert part[1].split() == ["output", str(run)]
         assert place["run_id"] in part[2]
     assert any("epoch 2/2 done" in line for line in lines)
+
+
+def test_a_job_that_is_stopped_ends_in_order_and_the_same_line_goes_on(
+    head: Head, store_path: Path, tmp_path: Path
+) -> None:
+    run, small = RunDirectory(tmp_path / "runs" / "stopped"), NETWORK.replace("-n 2 ", "").split()
+    line = [str(store_path), "-o", str(run.path), "--no-analysis", *small]
+    submitted = submit(head, "train", *line, "-n", "10000", options=["--no-wait"])
+    (job,) = set(re.findall(r"raysubmit_\w+", submitted.stdout))
+    status = lambda: head.ask(f"/api/jobs/{job}")["status"]  # noqa: E731
+    wait_for(lambda: len(epochs_in(run)) >= 2, lambda: status() in ("PENDING", "RUNNING"), "two epochs")
+    assert ray_job(head, "stop", job).returncode == 0
+    assert status() == "STOPPED"
+    place = json.loads(run.mlflow_file.read_text())
+    assert MlflowClient(place["tracking_uri"]).get_run(place["run_id"]).info.status == "KILLED"
+    log = ray_job(head, "logs", job).stdout
+    assert log.rstrip().endswith("drgn-ray: interrupted; the same command, given again, finishes it.")
+
+    done = len(epochs_in(run))
+    again = submit(head, "train", *line, "-n", str(done + 1))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"going on at epoch {done + 1}/{done + 1}" in again.stdout
+    assert epochs_in(run) == list(range(1, done + 2))
+    assert json.loads(run.mlflow_file.read_text()) == place
 
 
 def test_the_jobs_exit_status_is_the_drivers(head: Head, tmp_path: Path) -> None:
