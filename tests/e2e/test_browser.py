@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -105,16 +104,15 @@ def keep_picture(page: Page, name: str) -> None:
 
 
 def draw_lasso(page: Page, plot: Frame | Page) -> None:
-    """Move the mouse around the left half of the scatter plot."""
+    """Move the mouse around the left half of the scatter plot, from its corner, where no volume's number is."""
     box = plot.locator("#scatter .nsewdrag").first.bounding_box()
     assert box is not None
-    middle = box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"]
-    for step in range(25):
-        angle = 2 * math.pi * step / 24
-        across, up = 0.28 * box["width"] * math.cos(angle), 0.45 * box["height"] * math.sin(angle)
-        page.mouse.move(middle[0] + across, middle[1] + up)
-        if step == 0:
-            page.mouse.down()
+    corners = [(0.01, 0.01), (0.5, 0.01), (0.5, 0.99), (0.01, 0.99), (0.01, 0.02)]
+    places = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=6)
     page.mouse.up()
 
 
