@@ -289,7 +289,10 @@ class ParticleStore:
         """
 
         def seal() -> object:
-            attributes = _attributes(self.path)
+            try:
+                attributes = _attributes(self.path)
+            except StoreAwayError as error:  # of storage that is reached by a network
+                raise OSError(str(error)) from error
             if attributes is None:
                 raise OSError("there is no particle store here")
             return attributes.get("seal")
