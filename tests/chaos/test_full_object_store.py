@@ -19,17 +19,15 @@ OBJECT_STORE_BYTES = 80_000_000  # about the least that Ray takes
 NUM_EPOCHS = 10
 # Puts objects until neither memory nor disk has room, and keeps them.
 GREEDY = """
-import ray, sys, time
+import ray, time
 from ray.exceptions import RayError
 ray.init(logging_level="ERROR", log_to_driver=False)
 kept = []
 try:
     while True:
         kept.append(ray.put(bytes(8_000_000)))
-        print(len(kept))
 except (RayError, OSError):
-    print("full")
-sys.stdout.close()
+    print("full", flush=True)
 time.sleep(600)
 """
 
@@ -61,8 +59,7 @@ def test_a_training_whose_object_store_is_full_ends_with_a_sentence_and_goes_on(
             wait_for(lambda: len(epochs_in(run)) >= 2, lambda: driver.poll() is None, "two epochs", log.read_text)
             greedy = subprocess.Popen([sys.executable, "-c", GREEDY], env=environment, stdout=subprocess.PIPE)
             assert greedy.stdout is not None
-            *put, last = greedy.stdout.read().splitlines()
-            assert last == b"full", put
+            assert any(line == b"full\n" for line in greedy.stdout), "it ended before all was full"
             assert driver.wait(WAIT_SECONDS) == 2, log.read_text()
             assert "the disk of Ray's files, is full somewhere; the same command goes on" in log.read_text()
             done = epochs_in(run)
