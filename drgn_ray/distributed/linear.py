@@ -112,7 +112,7 @@ def train_linear(config: RunConfig, store: ParticleStore, run: RunDirectory, rep
     chunks = order.train_chunks()
     seen = order.num_rows(chunks)
     workers = config.resources.num_workers if config.resources.num_workers > 1 else 0  # one would do what this one can
-    position = Position(order.slices_per_epoch, seen, store_digest=store.digest)
+    position = Position(next_slice=order.slices_per_epoch, images_seen=seen, store_digest=store.digest)
     reporter.begin(Position())
     model = model_for(config, store).eval()
     held_out = partial(stream_rows, store, order.val_chunks(), BATCH_SIZE)
