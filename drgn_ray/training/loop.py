@@ -339,8 +339,8 @@ class _Averages:
         return int(self.sums[-1])
 
     def here(self) -> dict[str, float]:
-        """Averages of this worker's images."""
-        return dict(zip(ElboTerms._fields, (self.sums[:-1] / self.sums[-1].clamp_min(1)).tolist(), strict=True))
+        """Averages of this worker's images; no numbers, where none counts."""
+        return dict(zip(ElboTerms._fields, (self.sums[:-1] / self.sums[-1]).tolist(), strict=True))
 
     def over_workers(self) -> dict[str, float]:
         """Averages over all workers' images; all must call it."""

@@ -32,7 +32,7 @@ def settings(store_path: Path, num_epochs: int, **training: object) -> RunConfig
         data=DataConfig(val_fraction=0.2, slices_per_epoch=2),
         model=ModelConfig(zdim=2, enc_dim=32, enc_layers=1, dec_dim=32, dec_layers=1, pe_dim=6),
         training=TrainingConfig(num_epochs=num_epochs, precision="fp32", **training),  # type: ignore[arg-type]
-        resources=ResourcesConfig(num_workers=0, log_seconds=0.01),
+        resources=ResourcesConfig(num_workers=0, log_seconds=1e-9),  # a line for every step, however fast
     )
 
 
@@ -191,10 +191,19 @@ def test_a_training_that_diverges_goes_back_and_on_with_a_smaller_rate(
     (evidence,) = json.loads(run.diverged_file.read_text())
     assert evidence["slice"] == 3
     assert len(evidence["skipped_steps"]) == evidence["steps"]
+    assert evidence["loss"] == "nan"
+    assert "loss nan" in caplog.text  # where no step counts; not a loss of 0
     monkeypatch.undo()
     undisturbed = run_to_the_end(config, tmp_path / "undisturbed")
-    rates = [[line["train/lr"] for line in lines(each, "interval")][-1] for each in (run, undisturbed)]
-    assert rates[0] == pytest.approx(rates[1] / 2)
+    backed_off, usual = (
+        {line["step"]: line["train/lr"] for line in lines(each, "interval")} for each in (run, undisturbed)
+    )
+    assert [*backed_off] == [*usual]
+    before = [*usual].index(evidence["images_seen"]) + 1 - evidence["steps"]  # steps that its last checkpoint has
+    shares = [1.0] * before + [0.5] * (len(usual) - before)
+    assert [*backed_off.values()] == pytest.approx(
+        [lr * share for lr, share in zip(usual.values(), shares, strict=True)]
+    )
 
 
 def test_a_run_without_a_checkpoint_may_be_begun_anew_with_other_settings(store_path: Path, tmp_path: Path) -> None:
