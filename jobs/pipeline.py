@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from drgn_ray.config import RunConfig
 from drgn_ray.distributed.train import train
 from drgn_ray.particles.store import ParticleStore
+from drgn_ray.tracking.location import local_database
 from drgn_ray.tracking.reporter import make_reporter
 from drgn_ray.tracking.reproduce import tell_command, tell_origin
 from drgn_ray.tracking.run import ERROR, TrackedRun, open_run
@@ -64,8 +64,8 @@ def open_tracked(run: RunDirectory, config: RunConfig, frame: Frame) -> TrackedR
 
 def served(tracked: TrackedRun, link: str) -> str:
     """Say with a link which command serves it, where runs are tracked in a file."""
-    folder = Path(tracked.uri.removeprefix("sqlite:///")).parent
-    return f"{link} (once `drgn-ray ui {folder}` runs)" if tracked.is_local else link
+    database = local_database(tracked.uri)
+    return f"{link} (once `drgn-ray ui {database.parent}` runs)" if database else link
 
 
 def train_run(run: RunDirectory, config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from drgn_ray.text import refuse_secrets
 
 LOCAL_UI = "http://127.0.0.1:5000"
 DATABASE = "mlflow.db"
+_LOCAL = "sqlite:///"
 # A fresh browser would land in MLflow's GenAI view, which shows none of a training run's charts.
 _VIEW = "workflowType=machine_learning"
 
@@ -36,7 +37,22 @@ def tracking_uri(runs_folder: Path) -> str:
         raise RunError(
             folder, f"MLflow cannot keep runs in a path with {' or '.join(sorted(found))}", "pass another -o"
         )
-    return f"sqlite:///{folder}/{DATABASE}"
+    return local_uri(runs_folder)
+
+
+def local_uri(runs_folder: Path) -> str:
+    """Name the file beside the runs in which they are tracked, as MLflow does."""
+    return f"{_LOCAL}{runs_folder.absolute() / DATABASE}"
+
+
+def local_database(uri: str) -> Path | None:
+    """Find the file in which runs are tracked; None where a server does that."""
+    return Path(uri.removeprefix(_LOCAL)) if uri.startswith(_LOCAL) else None
+
+
+def artifact_root(runs_folder: Path, experiment: str) -> Path:
+    """Name where artifacts of an experiment are that is tracked in a file beside the runs."""
+    return runs_folder.absolute() / "mlartifacts" / experiment
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:

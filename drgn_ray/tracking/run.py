@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,12 +17,22 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from drgn_ray import __version__
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import ResourceError, RunError
 from drgn_ray.patience import write_whole
-from drgn_ray.tracking.location import artifact_link, compare_link, run_link, tracking_uri
+from drgn_ray.tracking.location import (
+    artifact_link,
+    artifact_root,
+    compare_link,
+    local_database,
+    local_uri,
+    run_link,
+    tracking_uri,
+)
+from drgn_ray.tracking.moved import artifacts_follow, database_beside
 from drgn_ray.tracking.outbox import RETRY_SECONDS, Message, Outbox
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -54,13 +63,11 @@ class TrackedRun:
         except (ValueError, TypeError, KeyError) as error:
             remedy = "delete it, and a new MLflow run begins with the next command"
             raise RunError(str(run.mlflow_file), "it names no MLflow run", remedy) from error
+        if local_database(self.uri) and (beside := database_beside(run.path, self.run_id)):
+            self.uri = local_uri(beside.parent)
+        self.path = run.path
         self.client = _client(self.uri)
         self.outbox = Outbox(run.mlflow_outbox, self._deliver)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether runs are in a file, which `drgn-ray ui` shows, and not on a server."""
-        return self.uri.startswith("sqlite")
 
     @property
     def link(self) -> str:
@@ -91,7 +98,8 @@ class TrackedRun:
 
     def artifacts(self, path: Path, folder: str | None = None) -> None:
         """Copy a file or folder to the run."""
-        self.outbox.put({"what": "artifacts", "path": str(path), "folder": folder})
+        inside = path.relative_to(self.path) if path.is_relative_to(self.path) else path  # where it may move to
+        self.outbox.put({"what": "artifacts", "path": str(inside), "folder": folder})
 
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag."""
@@ -134,8 +142,9 @@ class TrackedRun:
             case {"what": "image", "name": name, "rows": rows, "step": step}:
                 self.client.log_image(self.run_id, np.array(rows, np.uint8), key=name, step=step)
             case {"what": "artifacts", "path": path, "folder": folder}:
-                log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
-                log(self.run_id, path, folder)
+                found = self.path / path
+                log = self.client.log_artifacts if found.is_dir() else self.client.log_artifact
+                log(self.run_id, str(found), folder)
             case {"what": "tag", "name": name, "value": value}:
                 self.client.set_tag(self.run_id, name, value)
             case {"what": "particles", "store": store, "digest": digest}:
@@ -169,6 +178,8 @@ def _dataset(store: str, digest: str) -> DatasetInput:
 def _client(uri: str) -> MlflowClient:
     logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # pages of traceback of what we say in a line
     os.environ.update({name: value for name, value in _OF_MLFLOW.items() if name not in os.environ})
+    if (database := local_database(uri)) and database.exists():
+        artifacts_follow(database)
     return MlflowClient(uri)
 
 
@@ -257,7 +268,7 @@ def try_tracking(runs_folder: Path) -> str:
         The tracking server, or its store of artifacts, does not take it.
     """
     uri = tracking_uri(runs_folder)
-    if uri.startswith("sqlite") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (database := local_database(uri)) and not database.exists():
         return f"runs will be tracked in {uri}"  # making its tables takes seconds
     with _answering(uri):
         client = _client(uri)
@@ -280,14 +291,23 @@ def _found(run: RunDirectory) -> TrackedRun | None:
         return None
     tracked = TrackedRun(run)
     try:
-        if _is_there(tracked):
-            tracked.outbox.flush(now=True)
-            return tracked
+        directory = _directory_told(tracked)
     except MlflowException as error:
         logger.warning("MLflow does not answer (%s); going on, and telling it later", _said(error))
         return tracked
-    logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
-    return None
+    if directory is None:
+        logger.warning("%s names an MLflow run that is gone; a new one begins", run.mlflow_file)
+        return None
+    moved = directory != run.path and not (directory.exists() and directory.samefile(run.path))
+    if moved and _is_tracked_as(directory, tracked):
+        logger.warning("%s is a copy of %s, whose MLflow run it names; a new one begins", run.path, directory)
+        return None
+    tracked.outbox.flush(now=True)
+    if moved:
+        logger.info("%s was %s, and goes on in the same MLflow run", run.path, directory)
+        tracked.set_tag(_DIRECTORY, str(run.path))
+        _write_place(run, tracked.uri, tracked.experiment_id, tracked.run_id)
+    return tracked
 
 
 def _params(config: RunConfig) -> list[Param]:
@@ -339,10 +359,13 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if uri.startswith("sqlite"):
+        if local_database(uri):
             raise ResourceError(
                 uri, f"it cannot be written ({_said(error)})", "mend that, or use another folder"
             ) from error
+        if isinstance(error, UnsupportedModelRegistryStoreURIException):
+            remedy = "set the address of its server, as in http://10.0.0.5:5000, or unset it to track in a file"
+            raise ResourceError(f"MLFLOW_TRACKING_URI={uri}", "MLflow knows no such kind of place", remedy) from error
         raise ResourceError(
             uri,
             f"MLflow does not answer ({_said(error)})",
@@ -367,16 +390,24 @@ def _said(error: Exception) -> str:
     return shorten(str(error), 300)
 
 
-def _is_there(tracked: TrackedRun) -> bool:
-    if tracked.is_local and not Path(tracked.uri.removeprefix("sqlite:///")).exists():  # which would be made anew
-        return False
+def _directory_told(tracked: TrackedRun) -> Path | None:
+    """Find the directory that MLflow knows a run by; None where it knows no such run."""
+    if (database := local_database(tracked.uri)) and not database.exists():  # which would be made anew
+        return None
     try:
-        tracked.client.get_run(tracked.run_id)
+        return Path(tracked.client.get_run(tracked.run_id).data.tags[_DIRECTORY])
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             raise
+        return None
+
+
+def _is_tracked_as(directory: Path, tracked: TrackedRun) -> bool:
+    """Whether another directory is tracked in the same run."""
+    if not RunDirectory(directory).mlflow_file.exists():
         return False
-    return True
+    other = TrackedRun(RunDirectory(directory))
+    return (other.uri, other.run_id) == (tracked.uri, tracked.run_id)
 
 
 def _create_run(
@@ -391,9 +422,13 @@ def _create_run(
     client = _client(uri)
     created = client.create_run(experiment_id, run_name=name, tags={"drgn_ray.version": __version__, **tags})
     client.log_batch(created.info.run_id, params=params)
-    place: dict[str, Any] = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": created.info.run_id}
-    write_whole(folder.mlflow_file, json.dumps(place))
+    _write_place(folder, uri, experiment_id, created.info.run_id)
     return TrackedRun(folder)
+
+
+def _write_place(folder: RunDirectory, uri: str, experiment_id: str, run_id: str) -> None:
+    place = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": run_id}
+    write_whole(folder.mlflow_file, json.dumps(place))
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, runs_folder: Path) -> str:
@@ -401,7 +436,7 @@ def _experiment(client: MlflowClient, name: str, uri: str, runs_folder: Path) ->
     if found is not None:
         return found.experiment_id
     # A local database has no server to say where artifacts go, and its default depends on the working directory.
-    local = str(runs_folder.absolute() / "mlartifacts" / name) if uri.startswith("sqlite") else None
+    local = str(artifact_root(runs_folder, name)) if local_database(uri) else None
     try:
         return client.create_experiment(name, artifact_location=local)
     except MlflowException:  # another run made it in the meantime

@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 
 from drgn_ray.errors import ResourceError, RunError
-from drgn_ray.tracking.location import DATABASE, experiment_link, run_link
+from drgn_ray.tracking.location import DATABASE, experiment_link, local_uri, run_link
+from drgn_ray.tracking.moved import artifacts_follow
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -39,7 +40,8 @@ def serve(runs_folder: Path, port: int) -> None:
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise ResourceError(f"--port {port}", "something else listens there", f"pass --port {port + 1}")
-    uri = f"sqlite:///{database}"
+    artifacts_follow(database)
+    uri = local_uri(runs_folder)
     # Without job workers the server takes a fifth of the memory.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # And no page from elsewhere reaches it by a name of its own for this address.

@@ -83,8 +83,8 @@ class RunDirectory:
             if has_damaged(self.checkpoints):
                 raise RunError(str(self.path), "all of its checkpoints are damaged", "train anew, in another -o")
             logger.info("%s: an earlier attempt left no checkpoint; it is begun anew", self.path)
-            self.mlflow_file.unlink(missing_ok=True)
             if differences(read_config(self.config_file), config):
+                self.mlflow_file.unlink(missing_ok=True)  # MLflow's parameters of a run are for good
                 self.diverged_file.unlink(missing_ok=True)
         elif self.config_file.exists():
             changed = differences(read_config(self.config_file), config)

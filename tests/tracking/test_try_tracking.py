@@ -34,3 +34,9 @@ def test_a_file_beside_runs_that_are_none_yet_is_not_made(tmp_path: Path, monkey
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert try_tracking(tmp_path) == f"runs will be tracked in sqlite:///{tmp_path}/mlflow.db"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_of_no_kind_that_mlflow_knows_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://127.0.0.1:5000")
+    with pytest.raises(ResourceError, match=r"^MLFLOW_TRACKING_URI=htp://.*MLflow knows no such kind of place; set"):
+        try_tracking(tmp_path)

@@ -1,0 +1,59 @@
+"""Runs tracked in a file beside them, where their folder was moved or copied: what names its old place follows."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+from drgn_ray.tracking.location import DATABASE, artifact_root
+
+logger = logging.getLogger(__name__)
+
+
+def database_beside(run_path: Path, run_id: str) -> Path | None:
+    """Find the database that knows a run: beside its directory, or beside that of its sweep."""
+    for folder in run_path.absolute().parents[:2]:
+        database = folder / DATABASE
+        with suppress(sqlite3.Error), closing(_opened(database)) as opened:  # that cannot be read knows nothing
+            if opened.execute("SELECT 1 FROM runs WHERE run_uuid = ?", [run_id]).fetchone():
+                return database
+    return None
+
+
+def artifacts_follow(database: Path) -> None:
+    """Name in a database the artifacts beside it, where those that it names were beside it once, elsewhere.
+
+    MLflow keeps them as absolute paths, of each experiment and of each run in it.
+    """
+    with closing(_opened(database)) as opened, opened:
+        found = opened.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
+        for experiment, name, named in found:
+            here = str(artifact_root(database.parent, name))
+            if not _was_beside(named, name) or _is_same(named, here) or _stayed(named, here):
+                continue
+            opened.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", [here, experiment])
+            opened.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+                " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                [here, len(named) + 1, experiment, len(named) + 1, f"{named}/"],
+            )
+            logger.info("%s: artifacts of %s were in %s, and are looked for here from now on", database, name, named)
+
+
+def _opened(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)  # makes none
+
+
+def _was_beside(named: str | None, experiment: str) -> bool:
+    return named is not None and named.endswith(str(artifact_root(Path("/"), experiment)))
+
+
+def _stayed(named: str, here: str) -> bool:
+    return Path(named).exists() and not Path(here).exists()
+
+
+def _is_same(named: str, here: str) -> bool:
+    """Whether two paths are of one folder, as by a link or a second mount."""
+    return named == here or (Path(named).exists() and Path(here).exists() and Path(named).samefile(here))
