@@ -56,6 +56,11 @@ def train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeRepo
     make_reporter
         Called in the first worker's process.
     """
+    with run.log_end():
+        _train(config, run, make_reporter)
+
+
+def _train(config: settings.RunConfig, run: RunDirectory, make_reporter: MakeReporter) -> None:
     store = reopen(config.particles)
     check(config, store)
     run.await_storage()

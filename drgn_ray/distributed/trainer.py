@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -201,8 +200,7 @@ class _SaysFailures(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See `UserCallback`."""
         for rank, error in worker_exceptions.items():
-            with suppress(OSError), self.run.log_file.open("a") as log:  # the disk may be full
-                log.write(f"worker {rank} failed ({_last_line(error)}); all begin again from the last checkpoint\n")
+            self.run.log_line(f"worker {rank} failed ({_last_line(error)}); all begin again from the last checkpoint")
 
 
 def _last_line(error: Exception) -> str:

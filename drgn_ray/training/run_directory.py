@@ -127,6 +127,21 @@ class RunDirectory:
             ours.removeHandler(handler)
             handler.close()
 
+    def log_line(self, line: str) -> None:
+        """Append a line to ``run.log`` alone."""
+        with suppress(OSError), self.log_file.open("a") as log:  # the disk may be full
+            log.write(f"{line}\n")
+
+    @contextmanager
+    def log_end(self) -> Iterator[None]:
+        """Append to ``run.log`` what ends a training before it is done."""
+        try:
+            yield
+        except BaseException as error:
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else f"ended: {error or type(error).__name__}"
+            self.log_line(ended)
+            raise
+
     def config(self) -> RunConfig:
         """Read the settings of an existing run."""
         if not self.config_file.exists():

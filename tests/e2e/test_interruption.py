@@ -71,6 +71,7 @@ def test_an_interruption_is_one_sentence_and_mlflow_knows(
     assert (
         (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command, given again, finishes it.\n")
     )
+    assert "interrupted" in run.log_file.read_text().splitlines()
     place = json.loads(run.mlflow_file.read_text())
     stopped = MlflowClient(place["tracking_uri"]).get_run(place["run_id"])
     assert stopped.info.status == "KILLED"

@@ -141,7 +141,9 @@ def test_a_run_that_diverges_says_so(store_path: Path, tmp_path: Path) -> None:
     again = "also with 0.125 of the learning rate"
     with pytest.raises(RunError, match=f"diverged within .* images, {again} .*diverged.json.* with a smaller --lr"):
         run_to_the_end(settings(store_path, 3, lr=1e9), tmp_path / "run")
-    evidence = json.loads(RunDirectory(tmp_path / "run").diverged_file.read_text())
+    run = RunDirectory(tmp_path / "run")
+    assert re.match(f"ended: .*{again}", run.log_file.read_text().splitlines()[-1])
+    evidence = json.loads(run.diverged_file.read_text())
     assert len(evidence) == 4
     assert evidence[0]["lr"] > 7 * evidence[-1]["lr"]
     assert evidence[0]["source_rows_of_first"]
