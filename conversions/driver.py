@@ -19,7 +19,7 @@ from conversions.table import SAME_APIX, ParticleTable, Sampling
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
 from drgn_ray.errors import ParticleFileError, StoreError
 from drgn_ray.particles import normalise
-from drgn_ray.particles.store import ParticleStore, StoreInfo, StoreWriter
+from drgn_ray.particles.store import ParticleStore, StoreInfo, StoreWriter, read_info
 from drgn_ray.physics.fourier import fourier_crop, fourier_resample
 from drgn_ray.progress import Progress
 
@@ -51,12 +51,16 @@ class Options(NamedTuple):
 
 
 def convert(table: ParticleTable, options: Options) -> ParticleStore:
-    """Write the store, or go on with one that was interrupted; return it opened."""
+    """Write the store, or go on with one that was interrupted, or leave it if it is done; return it opened."""
     table = table.in_order_of_files()
     target = table.sampling_at(options.box_size)
     writer = StoreWriter(options.output)
     info = None if options.overwrite else writer.unfinished_info()
     if info is None:
+        done = None if options.overwrite else read_info(options.output)
+        if done is not None and _agrees(done, table, options, target):
+            logger.info("%s: it is whole already, of these particles; nothing is converted again", options.output)
+            return ParticleStore(options.output)
         _check_output(writer, options)
         info = _plan(table, options, target)
         _create(writer, info, table, target)
@@ -107,7 +111,7 @@ def _stored_apix(table: ParticleTable, target: Sampling) -> Float[np.ndarray, " 
 
 
 def _agrees(info: StoreInfo, table: ParticleTable, options: Options, target: Sampling) -> bool:
-    """Whether an unfinished store was begun from these particles with these options."""
+    """Whether a store was begun from these particles with these options."""
     return (
         (info.table_sha256, info.box_size, info.dtype, info.has_ctf)
         == (table.checksum(), target.box_size, options.dtype, table.has_ctf)

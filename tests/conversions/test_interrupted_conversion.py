@@ -114,6 +114,17 @@ def test_a_store_finished_later_is_the_same_bit_by_bit(
     assert files_of(killed / STORE) == in_one_go
 
 
+def test_a_finished_conversion_given_again_leaves_the_store_as_it_is(
+    killed: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", *words]) == 0
+    before = {file: file.stat().st_mtime_ns for file in (killed / STORE).rglob("*")}
+    capsys.readouterr()
+    assert main(["convert", *words]) == 0
+    assert "it is whole already" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (killed / STORE).rglob("*")} == before
+
+
 def test_finished_shards_are_not_written_again(killed: Path, words: list[str]) -> None:
     shards = [killed / STORE / f"images/c/{int(record.stem)}/0/0" for record in finished_shards(killed)]
     before = [shard.stat().st_mtime_ns for shard in shards]
