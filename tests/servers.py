@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,30 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+WAIT_SECONDS = 900  # for what takes seconds, on a machine that does other things beside
 MLFLOW_SCRIPT = Path(__file__).parents[1] / "docs" / "clusters" / "mlflow_server.sh"
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports that nothing listens at, of those that neither the system nor Ray's workers hand out to whoever asks."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_768), k=200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("there are no free ports")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started."""
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(process.pid)
+        for each in [*first.children(recursive=True), first]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()
 
 
 @contextmanager
@@ -64,7 +78,7 @@ def own_postgres() -> Iterator[str]:
     subprocess.run(make, check=True, **quiet, **who)
     serve = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"]
     process = subprocess.Popen(serve, **quiet, **who)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT_SECONDS
     while not (folder / ".s.PGSQL.5432").exists():
         assert process.poll() is None, "PostgreSQL ended"
         assert time.monotonic() < deadline, "PostgreSQL did not come up"
@@ -73,7 +87,7 @@ def own_postgres() -> Iterator[str]:
         yield f"postgresql+psycopg2://mlflow@/postgres?host={folder}"
     finally:
         process.send_signal(signal.SIGINT)  # which is its word for an end now, and in order
-        process.wait(30)
+        process.wait(WAIT_SECONDS)
         shutil.rmtree(folder)
 
 
@@ -88,9 +102,8 @@ class Head:
     def ask(self, path: str) -> Any:
         """What its interface for jobs says."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-        with urlopen(
-            Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}), timeout=5
-        ) as said:
+        request = Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"})
+        with urlopen(request, timeout=60) as said:
             return json.load(said)
 
 
@@ -108,6 +121,7 @@ def own_head(num_cpus: int, autoscaler: dict[str, Any] | None = None) -> Iterato
     (folder / "token").write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{folder}/token", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "60"
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"),
         *("--port", str(port), "--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1"),
@@ -121,7 +135,7 @@ def own_head(num_cpus: int, autoscaler: dict[str, Any] | None = None) -> Iterato
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + WAIT_SECONDS
         while True:
             try:
                 head.ask("/api/jobs/")
@@ -132,11 +146,7 @@ def own_head(num_cpus: int, autoscaler: dict[str, Any] | None = None) -> Iterato
                 time.sleep(0.5)
         yield head
     finally:
-        its_own = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.terminate()
-        for straggler in psutil.wait_procs(its_own, timeout=5)[1]:
-            straggler.kill()
-        process.wait()
+        end(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -182,7 +192,7 @@ class MlflowServer:
     def start(self) -> None:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True, **quiet)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WAIT_SECONDS
         while not self.answers():
             assert self.process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server did not come up"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import ray
+import torch
 from ray.exceptions import RayError
 
 from drgn_ray.config import RunConfig
@@ -81,6 +82,7 @@ def _probe_all(trials: Sequence[Trial], store: ParticleStore, slots: Slots) -> d
 
 
 def _probe(config: RunConfig, particles: str) -> Cost:
+    torch.set_num_threads(config.resources.cpus_per_worker or 1)
     return probe(config, ParticleStore(particles))
 
 

@@ -54,7 +54,6 @@ def probe(config: RunConfig, store: ParticleStore) -> Cost:
     """Measure what a network costs; its memory only where the process is fresh."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    torch.set_num_threads(config.resources.cpus_per_worker or 1)
     bf16, _ = uses_bf16(config.training.precision, device)
     model, box_size = model_for(config, store), store.info.box_size
     if config.model.start != "none":

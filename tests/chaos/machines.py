@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-from servers import free_ports
+from servers import WAIT_SECONDS, end, free_ports
+from trainings import processes_below
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -38,21 +38,12 @@ class Machine:
 
     def kill(self) -> None:
         """End all its processes at once, as a machine does whose power fails."""
-        parent = psutil.Process(self.process.pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
+        end(self.process)
 
     def kill_raylet(self) -> None:
         """Kill the raylet alone; what it started notices that itself."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            if process.name() == "raylet":
-                process.kill()
-                return
-        raise AssertionError("there is no raylet")
+        (raylet,) = processes_below(self.process, "raylet/raylet")
+        raylet.kill()
 
 
 class Cable:
@@ -61,10 +52,10 @@ class Cable:
     Packets are then lost and no one is told, as when a switch fails.
     """
 
-    here, there = "10.77.5.1", "10.77.5.2"
-
     def __init__(self) -> None:
         self.name = f"dr{os.getpid()}"
+        high, low = divmod(os.getpid() % 512, 256)  # so that two tests at once have two networks
+        self.here, self.there = (f"198.{18 + high}.{low}.{host}" for host in (1, 2))  # of RFC 2544, for tests
         self.bridge, self.plug = f"{self.name}b", f"{self.name}p"
 
     def lay(self) -> None:
@@ -175,7 +166,7 @@ class Machines:
 
     def await_cpus(self, count: int) -> None:
         """Wait until Ray counts so many."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WAIT_SECONDS
         while (found := self.num_cpus()) != count:
             assert time.monotonic() < deadline, f"{found} CPUs, not {count}"
             time.sleep(0.5)
@@ -190,7 +181,9 @@ class Machines:
         )
         environment = self.environment | {"RAY_ADDRESS": self.address}
         command = [sys.executable, "-c", code]
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        said = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS
+        )
         return json.loads(said.stdout.strip().splitlines()[-1]) if said.returncode == 0 else None
 
     def stop(self) -> None:
@@ -212,12 +205,3 @@ def machines(folder: Path | None = None, object_store_bytes: int | None = None) 
             both.stop()
             if folder is None:
                 shutil.rmtree(place, ignore_errors=True)
-
-
-def processes_of(machine: Machine, name: str = "RayTrainWorker") -> list[psutil.Process]:
-    """Processes that a machine runs by their actor's name: those that train, say."""
-    found = []
-    for child in psutil.Process(machine.process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # or a zombie by now
-            found += [child] if name in " ".join(child.cmdline()) else []
-    return found

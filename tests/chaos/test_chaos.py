@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
-from machines import Machines, machines, processes_of
+from machines import Machines, machines
 from mlflow import MlflowClient
 from servers import MlflowServer
-from trainings import LONG, epochs_in, last_loss, train_command
+from trainings import FOR_EVER, LONG, epochs_in, last_loss, processes_below, train_command
 
 from drgn_ray.training.run_directory import RunDirectory
 
 SEED = int(os.environ.get("DRGN_RAY_CHAOS_SEED", "0"))
 NUM_FAULTS = int(os.environ.get("DRGN_RAY_CHAOS_FAULTS", "20"))
 ONLY = os.environ.get("DRGN_RAY_CHAOS_ONLY", "").split()  # names of faults
-NUM_EPOCHS = 4 * NUM_FAULTS
 RECOVERY_SECONDS = 300
 
 
@@ -49,6 +49,7 @@ class World:
     driver: subprocess.Popen[bytes] = field(init=False)
 
     starts: int = 0  # of the command
+    num_epochs: int = FOR_EVER
 
     def __post_init__(self) -> None:
         self.run = RunDirectory(self.runs / "chaos")
@@ -59,7 +60,7 @@ class World:
         """Give the command."""
         self.starts += 1
         self.driver = subprocess.Popen(
-            train_command(self.store, self.run, NUM_EPOCHS, num_workers=2),
+            train_command(self.store, self.run, 2, self.num_epochs),
             stdout=self.log,
             stderr=self.log,
             env=self.machines.environment
@@ -75,6 +76,10 @@ class World:
     def epochs(self) -> list[int]:
         """Epochs that are done, as the run's directory has them."""
         return epochs_in(self.run)
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Processes of an actor, wherever they are."""
+        return [each for machine in self.machines.running for each in processes_below(machine.process, name)]
 
     def await_epochs(self, count: int) -> None:
         """Wait for so many epochs, and give the command again whenever it ended with a clear word."""
@@ -93,7 +98,7 @@ class World:
 def a_worker(world: World) -> int:
     """Process id of a training worker, wherever it is."""
     deadline = time.monotonic() + RECOVERY_SECONDS
-    while not (found := [*processes_of(world.machines.head), *processes_of(world.machines.second)]):
+    while not (found := world.processes("RayTrainWorker")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return world.rng.choice(found).pid
@@ -112,13 +117,8 @@ def a_worker_hangs(world: World) -> Iterator[None]:
 
 def the_controller_is_killed(world: World) -> Iterator[None]:
     """The process in which Ray Train looks after the workers; what it held is to be freed."""
-    found = [
-        *processes_of(world.machines.head, "TrainController"),
-        *processes_of(world.machines.second, "TrainController"),
-    ]
-    for process in found:
-        process.kill()
-    assert found
+    (controller,) = world.processes("TrainController")
+    controller.kill()
     yield
 
 
@@ -278,20 +278,24 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
     print(f"\n{'fault':36} {'said after':>12} {'epoch done after':>18} {'epochs redone':>14}")
     for fault in faults:
         print(f"{fault.__name__.replace('_', ' '):36} {struck(world, fault)}", flush=True)
-    world.await_epochs(NUM_EPOCHS)
-    assert world.driver.wait(300) == 0, world.told[-3000:]
+    world.driver.terminate()
+    assert world.driver.wait(RECOVERY_SECONDS) == 130, world.told[-3000:]
+    world.num_epochs = len(world.epochs) + 2
+    world.start()
+    world.await_epochs(world.num_epochs)
+    assert world.driver.wait(RECOVERY_SECONDS) == 0, world.told[-3000:]
     assert "Traceback" not in world.told
 
-    assert world.epochs == list(range(1, NUM_EPOCHS + 1))
+    assert world.epochs == list(range(1, world.num_epochs + 1))
     assert json.loads(world.run.mlflow_file.read_text()) == place
     client = MlflowClient(world.mlflow.uri)
     assert client.get_run(place["run_id"]).info.status == "FINISHED"
     logged = {point.value for point in client.get_metric_history(place["run_id"], "epoch_done")}
-    assert logged == set(range(1, NUM_EPOCHS + 1))
+    assert logged == set(range(1, world.num_epochs + 1))
     assert len(client.search_runs([client.get_run(place["run_id"]).info.experiment_id])) == 1
 
     # As good as an undisturbed one: Ray does not promise which blocks a worker gets, and in which order.
-    of_run, alone = last_loss(world.run), undisturbed(world.store, RunDirectory(tmp_path / "undisturbed"))
+    of_run, alone = last_loss(world.run), undisturbed(world, RunDirectory(tmp_path / "undisturbed"))
     print(f"held-out loss {of_run:.5f}, undisturbed {alone:.5f}")
     assert of_run == pytest.approx(alone, rel=0.02)  # two workers alone change 1.5%
 
@@ -316,7 +320,7 @@ def struck(world: World, fault: Fault) -> str:
         next(doing)
         time.sleep(HARM_SECONDS)
         next(doing, None)
-        world.await_epochs(min(max(before, len(world.epochs)) + 2, NUM_EPOCHS))
+        world.await_epochs(max(before, len(world.epochs)) + 2)
     finally:
         over.set()
         listener.join()
@@ -338,8 +342,8 @@ NEWS = (
 )
 
 
-def undisturbed(store: Path, run: RunDirectory) -> float:
+def undisturbed(world: World, run: RunDirectory) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    command = train_command(store, run, NUM_EPOCHS, num_workers=0)
+    command = train_command(world.store, run, 0, world.num_epochs)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return last_loss(run)

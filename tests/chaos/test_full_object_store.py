@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from machines import machines
-from trainings import LONG, WAIT_SECONDS, epochs_in, train_command, wait_for
+from servers import WAIT_SECONDS
+from trainings import LONG, epochs_in, started, train_command, wait_for
 
 from drgn_ray.training.run_directory import RunDirectory
 
 OBJECT_STORE_BYTES = 80_000_000  # about the least that Ray takes
-NUM_EPOCHS = 10
 # Puts objects until neither memory nor disk has room, and keeps them.
 GREEDY = """
 import ray, time
@@ -50,26 +50,18 @@ def test_a_training_whose_object_store_is_full_ends_with_a_sentence_and_goes_on(
     store_path: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     run, log = RunDirectory(tmp_path / "run"), tmp_path / "log"
-    command = train_command(store_path, run, NUM_EPOCHS, num_workers=2)
-    with machines(small_disk, OBJECT_STORE_BYTES) as both, log.open("w") as written:
+    command = train_command(store_path, run, num_workers=2)
+    with machines(small_disk, OBJECT_STORE_BYTES) as both:
         environment = both.environment | {"RAY_ADDRESS": both.address, "MLFLOW_TRACKING_URI": ""}
-        driver = subprocess.Popen(command, stdout=written, stderr=written, env=environment)
-        greedy = None
-        try:
+        with started(command, log, environment) as driver:
             wait_for(lambda: len(epochs_in(run)) >= 2, lambda: driver.poll() is None, "two epochs", log.read_text)
-            greedy = subprocess.Popen([sys.executable, "-c", GREEDY], env=environment, stdout=subprocess.PIPE)
-            assert greedy.stdout is not None
-            assert any(line == b"full\n" for line in greedy.stdout), "it ended before all was full"
-            assert driver.wait(WAIT_SECONDS) == 2, log.read_text()
-            assert "the disk of Ray's files, is full somewhere; the same command goes on" in log.read_text()
-            done = epochs_in(run)
-            greedy.kill()
-            greedy.wait()
-            subprocess.run(command, check=True, env=environment, stdout=written, stderr=written, timeout=WAIT_SECONDS)
-        finally:
-            driver.kill()
-            if greedy is not None:
-                greedy.kill()
+            with started([sys.executable, "-c", GREEDY], tmp_path / "greedy", environment) as greedy:
+                said = (tmp_path / "greedy").read_text
+                wait_for(lambda: "full" in said(), lambda: greedy.poll() is None, "the end of all room", said)
+                assert driver.wait(WAIT_SECONDS) == 2, log.read_text()
+        assert "the disk of Ray's files, is full somewhere; the same command goes on" in log.read_text()
+        num_epochs = len(epochs_in(run)) + 2
+        with started([*command, "-n", str(num_epochs)], log, environment) as driver:
+            assert driver.wait(WAIT_SECONDS) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
-    assert len(done) < NUM_EPOCHS
-    assert epochs_in(run) == list(range(1, NUM_EPOCHS + 1))
+    assert epochs_in(run) == list(range(1, num_epochs + 1))

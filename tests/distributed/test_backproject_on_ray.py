@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +13,22 @@ import pytest
 from drgn_ray.distributed import backproject
 from drgn_ray.distributed.backproject import back_project
 from drgn_ray.errors import StoreError
-from drgn_ray.particles.backproject import Assignment, Method, half_maps
+from drgn_ray.particles.backproject import Assignment, Method, PartialSums, half_maps
 from drgn_ray.particles.store import ParticleStore, StoreWriter
 
 
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five tasks of the 300 images, a chunk each."""
-    monkeypatch.setattr(backproject, "IMAGES_A_TASK", 60)
+    monkeypatch.setattr(backproject, "IMAGES_A_TASK", 1)
+    run_tasks = backproject.run_tasks
+
+    def counted(tasks: Iterator[partial], **how: Any) -> Iterator[PartialSums]:
+        every = list(tasks)
+        assert len(every) == 5
+        return run_tasks(iter(every), **how)
+
+    monkeypatch.setattr(backproject, "run_tasks", counted)
 
 
 def assignment(store: ParticleStore, num_volumes: int = 1) -> Assignment:

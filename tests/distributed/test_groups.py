@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import pytest
 import ray
 from ray.util import placement_group_table
 from ray.util.placement_group import placement_group
+from servers import WAIT_SECONDS
 
 from drgn_ray.distributed.groups import await_end, remove_abandoned
 from drgn_ray.distributed.reader import in_time
@@ -41,8 +43,11 @@ def test_what_a_dead_process_reserved_comes_free_placed_or_waiting(ray_here: Non
     ray.kill(dead)
     time.sleep(2)
     assert state(placed) == "CREATED", "Ray frees it by itself by now: groups.py has become superfluous"
-    remove_abandoned()
-    assert (state(placed), state(waiting), state(other)) == ("REMOVED", "REMOVED", "CREATED")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (state(placed), state(waiting)) != ("REMOVED", "REMOVED"):  # once Ray has seen that it is dead
+        assert time.monotonic() < deadline
+        remove_abandoned()
+    assert state(other) == "CREATED"
     ray.kill(alive)
     await_end()
     assert state(other) == "REMOVED"
@@ -50,12 +55,15 @@ def test_what_a_dead_process_reserved_comes_free_placed_or_waiting(ray_here: Non
 
 
 def test_a_reader_that_waits_in_vain_says_what_is_free(ray_here: None) -> None:
+    over = Event()
+
     def blocks() -> Iterator[int]:
         yield 1
-        time.sleep(1)
+        over.wait()
 
-    reading = in_time(blocks(), 0.2)
+    reading = in_time(blocks(), 3)
     assert next(reading) == 1
-    with pytest.raises(ResourceError, match="no particles came in 0.2 s; the cluster has 4 CPU, 0 GPU, of which are"):
+    with pytest.raises(ResourceError, match="no particles came in 3 s; the cluster has 4 CPU, 0 GPU, of which are"):
         next(reading)
-    assert list(in_time(iter([1, 2]), 0.2)) == [1, 2]
+    over.set()
+    assert list(in_time(iter([1, 2]), WAIT_SECONDS)) == [1, 2]

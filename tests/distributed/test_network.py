@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from servers import WAIT_SECONDS
+
 from drgn_ray.distributed.network import interface_of
 
 
@@ -22,7 +24,7 @@ def test_workers_that_cannot_reach_each_other_are_one_sentence(store_path: Path,
     small = "--workers 2 --cpus-per-worker 1 --enc-dim 16 --dec-dim 16".split()
     command = [sys.executable, "-m", "jobs.train", str(store_path), "-o", str(tmp_path / "run"), *small]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "nosuch", "OMP_NUM_THREADS": "1"}
-    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
     assert tried.returncode == 2, tried.stdout + tried.stderr
     assert "the network between workers: they cannot reach each other (" in tried.stderr
     assert "let the machines reach all ports of each other, or say on each which interface" in tried.stderr

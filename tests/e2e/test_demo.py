@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mrcfile
 import pytest
+from servers import WAIT_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "jobs.demo", "-o", str(folder / "demo")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=4 * WAIT_SECONDS, check=False
+    )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return folder / "demo", result.stdout
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 import ray
-from servers import free_ports
+from servers import WAIT_SECONDS, end, free_ports
 
 from jobs.cli import main
 
@@ -43,13 +43,14 @@ def cluster(places: tuple[Path, Path]) -> Iterator[Cluster]:
     """Two machines; the second, `ill`, sees neither folder and claims a GPU."""
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("there is no permission to give a process mounts of its own (unshare --mount)")
-    (port,) = free_ports(1)
+    port, client = free_ports(2)
     folder = tempfile.mkdtemp(prefix="dr_", dir="/tmp")
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     kept["RAY_USAGE_STATS_ENABLED"] = "0"
     start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address", "127.0.0.1"]
     start += ["--num-cpus", "2", "--object-store-memory", "200000000"]
     head = [*start, "--head", "--port", str(port), "--node-name", "well", "--temp-dir", folder]
+    head += ["--ray-client-server-port", str(client)]
     ill = [*start, "--address", f"127.0.0.1:{port}", "--node-name", "ill", "--num-gpus", "1"]
     unseen = shlex.join([str(places[0].parent), str(places[1])])
     processes = [run([*head, "--include-dashboard", "false"], kept | {"RAY_AUTH_MODE": "disabled"})]
@@ -59,17 +60,14 @@ def cluster(places: tuple[Path, Path]) -> Iterator[Cluster]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         ray.init(log_to_driver=False)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + WAIT_SECONDS
         while len(ray.nodes()) < 2:
             assert time.monotonic() < deadline, "the second machine did not come up"
             time.sleep(0.1)
         ray.shutdown()
         yield Cluster(f"127.0.0.1:{port}", processes[1])
-    its_own = [each for one in processes for each in psutil.Process(one.pid).children(recursive=True)]
     for process in processes[::-1]:
-        process.terminate()
-    for straggler in psutil.wait_procs(its_own, timeout=5)[1]:
-        straggler.kill()
+        end(process)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -78,7 +76,7 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Popen[byt
 
 
 def wait_until_open(port: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + WAIT_SECONDS
     while socket.socket().connect_ex(("127.0.0.1", port)):
         assert time.monotonic() < deadline, "the head did not come up"
         time.sleep(0.1)
@@ -131,12 +129,13 @@ def test_a_machine_that_hangs_is_named_and_waited_for_no_longer(
     monkeypatch.setattr("drgn_ray.distributed.preflight.PATIENCE_SECONDS", 30.0)
     (raylet,) = (each for each in psutil.Process(cluster.ill.pid).children() if each.name() == "raylet")
     raylet.suspend()
-
-    assert main(["doctor", str(places[0])]) == 2
-
-    raylet.resume()
+    try:
+        assert main(["doctor", str(places[0])]) == 2
+    finally:
+        raylet.resume()
     (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("machines"))
-    assert re.search(r"wrong  \S+ \(ill, \w+\) does not answer", line), line
+    assert "wrong  " in line
+    assert re.search(r"\(ill, \w+\) does not answer", line), line
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
+from servers import WAIT_SECONDS
 from small_sweeps import BASE
+from trainings import started, wait_for
 
 from drgn_ray.training.sweep_directory import SweepDirectory
 
@@ -22,7 +21,8 @@ space:
 search: optuna
 num_samples: 5
 {BASE}  training.num_epochs: 2
-"""
+  resources.cpus_per_worker: {-(-(os.cpu_count() or 1) // 2)}
+"""  # two trials at a time at most, however many CPUs there are
 
 
 def test_a_search_goes_on_after_its_driver_was_killed(store_path: Path, tmp_path: Path) -> None:
@@ -30,24 +30,25 @@ def test_a_search_goes_on_after_its_driver_was_killed(store_path: Path, tmp_path
     directory = SweepDirectory(tmp_path / "sweeps" / "a")
     command = [sys.executable, "-m", "jobs.tune", str(store_path), str(tmp_path / "sweep.yaml"), "-o"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    with (tmp_path / "log").open("wb") as log:
-        first = subprocess.Popen([*command, str(directory.path)], stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + 180
-        while len(list(directory.path.glob("outcomes/*.json"))) < 2:
-            assert first.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    command, log = [*command, str(directory.path)], tmp_path / "log"
+    with started(command, log, environment) as first:
+        wait_for(
+            lambda: len(list(directory.path.glob("outcomes/*.json"))) >= 2 and len(directory.trials()) > 2,
+            lambda: first.poll() is None,
+            "two outcomes, and a trial that was asked for",
+            log.read_text,
+        )
         left_over = psutil.Process(first.pid).children(recursive=True)
-        os.kill(first.pid, signal.SIGKILL)
+        first.kill()
         first.wait()
         psutil.wait_procs(left_over, timeout=30)  # Ray's processes see that it is gone
-        before = directory.trials()
-        assert 2 < len(before) < 5  # two at random, and others that were asked for
-        ended = {file: file.read_bytes() for file in directory.path.glob("trials/*/metrics.jsonl")}
-        ended = {file: text for file, text in ended.items() if directory.outcome(file.parent.name)}
-        second = subprocess.run([*command, str(directory.path)], stdout=log, stderr=log, env=environment, check=False)
-    text = (tmp_path / "log").read_text()
-    assert second.returncode == 0, text[-3000:]
+    before = directory.trials()
+    assert 2 < len(before) < 5  # two at random, and others that were asked for
+    ended = {file: file.read_bytes() for file in directory.path.glob("trials/*/metrics.jsonl")}
+    ended = {file: text for file, text in ended.items() if directory.outcome(file.parent.name)}
+    with started(command, log, environment) as second:
+        assert second.wait(WAIT_SECONDS) == 0, log.read_text()[-3000:]
+    text = log.read_text()
     assert f"{5 - len(ended)} of 5 trials to train" in text
     trials = directory.trials()
     assert [trial.name for trial in trials] == [f"trial_{number}" for number in range(1, 6)]

@@ -5,54 +5,44 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
-from trainings import epochs_in, train_command, wait_for
+from servers import WAIT_SECONDS
+from trainings import epochs_in, processes_below, started, train_command, wait_for
 
 from drgn_ray.tracking.run import ERROR
 from drgn_ray.training.run_directory import RunDirectory
-
-NUM_EPOCHS = 14
-
-
-def training_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_no_epoch(store_path: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "runs" / "killed")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    command = train_command(store_path, run, NUM_EPOCHS, num_workers=2)
-    with (tmp_path / "log").open("wb") as log:
-        first = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        wait_for(lambda: len(epochs_in(run)) >= 2, lambda: first.poll() is None, "two epochs")
-        training_workers(first)[-1].kill()
+    command, log = train_command(store_path, run, num_workers=2), tmp_path / "log"
+    with started(command, log, environment) as first:
+        wait_for(lambda: len(epochs_in(run)) >= 2, lambda: first.poll() is None, "two epochs", log.read_text)
+        processes_below(first, "RayTrainWorker")[-1].kill()
         before = len(epochs_in(run))
         wait_for(
             lambda: len(epochs_in(run)) >= before + 3,
             lambda: first.poll() is None,
             "three more epochs after the worker was killed",
+            log.read_text,
         )
-        os.kill(first.pid, signal.SIGKILL)
+        first.kill()
         first.wait()
-        killed_at = len(epochs_in(run))
-        assert killed_at < NUM_EPOCHS
-        second = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=600, check=False)
-    text = (tmp_path / "log").read_text()
-    assert second.returncode == 0, text[-3000:]
-    assert "going on at epoch" in text
-    assert epochs_in(run) == list(range(1, NUM_EPOCHS + 1))
+    num_epochs = len(epochs_in(run)) + 2
+    with started([*command, "-n", str(num_epochs)], log, environment) as second:
+        assert second.wait(WAIT_SECONDS) == 0, log.read_text()[-3000:]
+    assert "going on at epoch" in log.read_text()
+    assert epochs_in(run) == list(range(1, num_epochs + 1))
 
     place = json.loads(run.mlflow_file.read_text())
     client = MlflowClient(place["tracking_uri"])
     assert client.get_run(place["run_id"]).info.status == "FINISHED"
     logged = [point.value for point in client.get_metric_history(place["run_id"], "epoch_done")]
-    assert sorted(set(logged)) == list(range(1, NUM_EPOCHS + 1))
+    assert sorted(set(logged)) == list(range(1, num_epochs + 1))
 
 
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
@@ -61,16 +51,12 @@ def test_an_interruption_is_one_sentence_and_mlflow_knows(
 ) -> None:
     run = RunDirectory(tmp_path / "runs" / "stopped")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            train_command(store_path, run, NUM_EPOCHS, num_workers=2), stdout=log, stderr=log, env=environment
-        )
-        wait_for(lambda: len(epochs_in(run)) >= 1, lambda: process.poll() is None, "one epoch")
+    log = tmp_path / "log"
+    with started(train_command(store_path, run, num_workers=2), log, environment) as process:
+        wait_for(lambda: len(epochs_in(run)) >= 1, lambda: process.poll() is None, "one epoch", log.read_text)
         process.send_signal(word)
-        assert process.wait(60) == 130
-    assert (
-        (tmp_path / "log").read_text().endswith("drgn-ray: interrupted; the same command, given again, finishes it.\n")
-    )
+        assert process.wait(WAIT_SECONDS) == 130
+    assert log.read_text().endswith("drgn-ray: interrupted; the same command, given again, finishes it.\n")
     assert "interrupted" in run.log_file.read_text().splitlines()
     place = json.loads(run.mlflow_file.read_text())
     stopped = MlflowClient(place["tracking_uri"]).get_run(place["run_id"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from servers import own_head
+from servers import WAIT_SECONDS, own_head
 
 KINDS = {
     "cpu": {"resources": {"CPU": 3}, "min_workers": 0, "max_workers": 1},
@@ -31,7 +31,9 @@ with cluster.connected():
 def test_machines_come_when_they_are_asked_for_and_no_one_waits_for_ever() -> None:
     with own_head(0, KINDS) as head:
         here = head.environment | {"RAY_ADDRESS": head.address}
-        done = subprocess.run([sys.executable, "-c", DRIVER], env=here, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER], env=here, capture_output=True, text=True, timeout=WAIT_SECONDS
+        )
     assert done.returncode == 0, done.stderr
     first, gpus, refusal = done.stdout.splitlines()
     assert first in ("3.0 None", "2.0 1.0")  # whichever it starts for a CPU

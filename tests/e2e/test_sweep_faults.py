@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from servers import MlflowServer
+from servers import WAIT_SECONDS, MlflowServer
 from small_sweeps import SLOWER_BASE
 from trainings import LONG, wait_for
 
@@ -25,6 +25,7 @@ space:
   model.zdim: {{choice: [1, 2]}}
   training.lr: {{choice: [3.0e-3, 1.0e-3]}}
 {SLOWER_BASE}  training.num_epochs: {NUM_EPOCHS}
+  resources.cpus_per_worker: {-(-(os.cpu_count() or 1) // 2)}
 search: grid
 scheduler: none
 """
@@ -75,7 +76,7 @@ def test_a_sweep_survives_its_server_and_its_driver(store_path: Path, tmp_path: 
         finished = ends()
         assert finished.keys() < set(names)
         runs = {name: run.info.run_id for name, run in children_of(client, sweep).items()}
-        second = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=400, check=False)
+        second = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=WAIT_SECONDS, check=False)
     text = (tmp_path / "log").read_text()
     assert second.returncode == 0, text[-3000:]
     assert set(pd.read_csv(sweep.path / "leaderboard.csv")["state"]) == {"finished"}

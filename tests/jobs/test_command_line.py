@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import WAIT_SECONDS
 
 from drgn_ray.training.run_directory import RunDirectory
 from jobs.cli import COMMANDS, main
@@ -135,7 +136,7 @@ def test_a_ray_that_cannot_start_is_one_sentence(store_path: Path, tmp_path: Pat
     long.mkdir()
     environment = os.environ | {"RAY_TMPDIR": str(long)}  # longer than names of sockets may be
     command = [sys.executable, "-m", "jobs.train", str(store_path), "-o", str(tmp_path / "a"), "--workers", "1"]
-    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
     assert tried.returncode == 2
     (line,) = tried.stderr.splitlines()
     assert line.startswith("drgn-ray: Ray: it cannot start on this machine (")

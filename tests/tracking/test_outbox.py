@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from servers import MlflowServer
+from servers import WAIT_SECONDS, MlflowServer
 
 from drgn_ray.config import RunConfig
 from drgn_ray.tracking.run import TrackedRun, open_run
@@ -20,6 +20,7 @@ from drgn_ray.training.run_directory import RunDirectory
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(WAIT_SECONDS))  # slow is not away
     yield server
     server.stop()
 

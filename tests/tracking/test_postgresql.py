@@ -13,9 +13,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 from mlflow import MlflowClient
-from servers import MlflowServer, own_postgres
+from servers import WAIT_SECONDS, MlflowServer, own_postgres
 
-TINY = "--zdim 2 --enc-dim 16 --enc-layers 1 --dec-dim 16 --dec-layers 1 --pe-dim 4 -n 2 --workers 0 --log-seconds 0.1"
+TINY = "--zdim 2 --enc-dim 16 --enc-layers 1 --dec-dim 16 --dec-layers 1 --pe-dim 4 -n 2 --workers 0 --log-seconds 1e-9"
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 def test_two_trainings_at_once_are_both_whole_in_mlflow(server: MlflowServer, store_path: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "a", tmp_path / "b"]
-    here = os.environ | {"MLFLOW_TRACKING_URI": server.uri}
+    here = os.environ | {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(WAIT_SECONDS)}
     command = [sys.executable, "-m", "jobs.train", str(store_path), "--no-analysis", *TINY.split()]
     trainings = [subprocess.Popen([*command, "-o", str(run)], env=here, stderr=subprocess.DEVNULL) for run in runs]
-    assert [training.wait(200) for training in trainings] == [0, 0]
+    assert [training.wait(WAIT_SECONDS) for training in trainings] == [0, 0]
 
     client = MlflowClient(server.uri)
     places = [json.loads((run / "mlflow.json").read_text()) for run in runs]

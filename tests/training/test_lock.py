@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from servers import WAIT_SECONDS
 
 from drgn_ray.config import RunConfig
 from drgn_ray.errors import RunError
@@ -59,7 +60,7 @@ def test_a_run_that_is_trained_is_refused_to_a_second_command(store_path: Path, 
     run = RunDirectory(tmp_path / "run")
     command = [sys.executable, "-m", "jobs.train", str(store_path), "-o", str(run.path), "--workers", "0"]
     with another(CLAIMED_RUN, run.path, store_path) as first:
-        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
         assert second.returncode == 2
         expected = f"drgn-ray: {run.path}: another `drgn-ray train` is at work here; wait until that has ended"
         assert second.stderr.startswith(expected)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import WAIT_SECONDS
 
 from conversions.driver import Options, convert
 from conversions.inputs import read_particles
@@ -58,7 +59,7 @@ def test_particles_that_change_during_a_training_end_it(store: Path, tmp_path: P
             while not load_position(run.checkpoints).history:
                 assert training.poll() is None
             convert_others_to(store)
-            _, error = training.communicate(timeout=120)
+            _, error = training.communicate(timeout=WAIT_SECONDS)
         finally:
             training.kill()
     assert training.returncode == 2
