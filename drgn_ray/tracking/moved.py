@@ -27,27 +27,41 @@ def artifacts_follow(database: Path) -> None:
 
     MLflow keeps them as absolute paths, of each experiment and of each run in it.
     """
-    with closing(_opened(database)) as opened, opened:
-        found = opened.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
-        for experiment, name, named in found:
-            here = str(artifact_root(database.parent, name))
-            if not _was_beside(named, name) or _is_same(named, here) or _stayed(named, here):
-                continue
-            opened.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", [here, experiment])
-            opened.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
-                " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                [here, len(named) + 1, experiment, len(named) + 1, f"{named}/"],
-            )
-            logger.info("%s: artifacts of %s were in %s, and are looked for here from now on", database, name, named)
+    try:
+        with closing(_opened(database)) as opened, opened:
+            for experiment, name, named in _experiments(opened):
+                here = str(artifact_root(database.parent, name))
+                if not _was_beside(named, name) or _is_same(named, here) or _stayed(named, here):
+                    continue
+                opened.execute(
+                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", [here, experiment]
+                )
+                opened.execute(
+                    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+                    " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                    [here, len(named) + 1, experiment, len(named) + 1, f"{named}/"],
+                )
+                logger.info("%s: artifacts of %s were in %s, and are here from now on", database, name, named)
+    except sqlite3.Error as error:  # as where it may be read alone
+        logger.warning("%s: artifacts are looked for where they were before the folder moved (%s)", database, error)
+
+
+def _experiments(opened: sqlite3.Connection) -> list[tuple[int, str, str]]:
+    try:
+        names = "SELECT experiment_id, name, artifact_location FROM experiments WHERE artifact_location IS NOT NULL"
+        return opened.execute(names).fetchall()
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB):
+            return []  # MLflow makes its tables right now, or will say what is wrong with the file
+        raise
 
 
 def _opened(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)  # makes none
 
 
-def _was_beside(named: str | None, experiment: str) -> bool:
-    return named is not None and named.endswith(str(artifact_root(Path("/"), experiment)))
+def _was_beside(named: str, experiment: str) -> bool:
+    return named.endswith(str(artifact_root(Path("/"), experiment)))
 
 
 def _stayed(named: str, here: str) -> bool:

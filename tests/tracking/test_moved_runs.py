@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from servers import MlflowServer
 
 from drgn_ray.config import RunConfig
 from drgn_ray.tracking.location import local_uri
-from drgn_ray.tracking.moved import artifacts_follow
+from drgn_ray.tracking.moved import artifacts_follow, database_beside
 from drgn_ray.tracking.run import TrackedRun, open_run, open_sweep
 from drgn_ray.training.run_directory import RunDirectory
 
@@ -167,3 +168,24 @@ def test_artifacts_that_a_server_missed_are_told_from_where_the_run_moved(
         assert files(there) == {"config.yaml"}
     finally:
         server.stop()
+
+
+def test_a_database_that_is_being_made_or_is_none_names_nothing(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.touch()  # as MLflow does, some seconds before it has tables
+    artifacts_follow(database)
+    assert database_beside(tmp_path / "a", "0" * 32) is None
+    assert database.read_bytes() == b""
+    database.write_bytes(b"no database" * 1000)
+    artifacts_follow(database)
+    assert database_beside(tmp_path / "a", "0" * 32) is None
+
+
+def test_where_a_moved_database_cannot_be_written_that_is_said(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.move(runs, tmp_path / "new")
+    with sqlite3.connect(tmp_path / "new" / "mlflow.db") as other:
+        other.execute("BEGIN IMMEDIATE")
+        artifacts_follow(tmp_path / "new" / "mlflow.db")
+    assert "artifacts are looked for where they were" in caplog.text
