@@ -31,7 +31,7 @@ def artifacts_follow(database: Path) -> None:
         with closing(_opened(database)) as opened, opened:
             for experiment, name, named in _experiments(opened):
                 here = str(artifact_root(database.parent, name))
-                if not _was_beside(named, name) or _is_same(named, here) or _stayed(named, here):
+                if not _was_beside(named, name) or _is_of(named, database.parent) or _stayed(named, here):
                     continue
                 opened.execute(
                     "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", [here, experiment]
@@ -68,6 +68,7 @@ def _stayed(named: str, here: str) -> bool:
     return Path(named).exists() and not Path(here).exists()
 
 
-def _is_same(named: str, here: str) -> bool:
-    """Whether two paths are of one folder, as by a link or a second mount."""
-    return named == here or (Path(named).exists() and Path(here).exists() and Path(named).samefile(here))
+def _is_of(named: str, runs_folder: Path) -> bool:
+    """Whether artifacts are named beside these runs, if only by a link or a second mount."""
+    folder = Path(named).parents[1]
+    return folder.exists() and folder.samefile(runs_folder)
