@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def store_path(simulated: Path) -> Path:
     path = simulated.parent / "particles.zarr"
     convert(read_particles(str(simulated)), Options(str(path), 32, "float16", None, False, 0, "drgn-ray convert"))
     return path
+
+
+@pytest.fixture
+def once_it_waits() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Takes what is to be done when it is next said that storage is waited for."""
+    to_do: list[Callable[[], object]] = []
+    handler, logger = logging.Handler(), logging.getLogger("drgn_ray.patience")
+    handler.emit = lambda record: to_do.pop()() if to_do else None
+    logger.addHandler(handler)
+    yield to_do.append
+    logger.removeHandler(handler)
+    assert not to_do, "it did not wait"
 
 
 @pytest.fixture(scope="session")

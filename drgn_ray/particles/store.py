@@ -22,7 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from jaxtyping import Float, Shaped
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import WrapperStore
 
 from drgn_ray.errors import StoreAwayError, StoreError
 from drgn_ray.particles.schema import COLUMN, COLUMNS
@@ -233,6 +236,8 @@ class ParticleStore:
         refuse_secrets(self.path, KEYS_ELSEWHERE)
         attributes = _attributes(self.path)
         if attributes is None and os.path.exists(self.path):
+            attributes = _attributes(self.path)  # storage may have come back just now
+        if attributes is None and os.path.exists(self.path):
             raise StoreError(self.path, "this is not a particle store", "pass one that `drgn-ray convert` made")
         if attributes is None:
             make_it = f"make one with `drgn-ray convert particles.star -o {self.path} -D 128`"
@@ -253,8 +258,9 @@ class ParticleStore:
         self._files, self._digests = attributes["files"], attributes["sha256"]
         self._check_files()
         self._read_checked("images/zarr.json")
+        self._zarr = _Whole(zarr.open_group(self.path, mode="r").store)
         try:
-            self.images = zarr.open_array(f"{self.path}/images", mode="r")
+            self.images = zarr.open_array(self._zarr, path="images", mode="r")
         except (ValueError, KeyError, TypeError) as error:  # whatever damaged metadata makes of Zarr
             raise self._damaged(f"its images/zarr.json is damaged ({error})") from error
 
@@ -336,38 +342,28 @@ class ParticleStore:
 
     def _read_images(self, rows: slice) -> Float[np.ndarray, "n D D"]:
         try:
-            images = np.asarray(self.images[rows])
+            return np.asarray(self.images[rows])
         except ValueError as error:  # zarr's word for a checksum that does not match
             raise self._damaged(f"rows {rows.start} to {rows.stop} are damaged ({error})") from error
-        if not images.any(axis=(1, 2)).all():
-            self._check_shards(rows)
-        return images
-
-    def _check_shards(self, rows: slice) -> None:
-        """Find out whether images are zeros, or their files away, which Zarr reads as zeros."""
-        assert self.images.shards is not None
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        size = self.images.shards[0]
-        for shard in range(rows.start // size, -(-rows.stop // size)):
-            name = f"images/c/{shard}/0/0"
-            if name in self._files and not filesystem.exists(f"{root}/{name}"):  # Zarr writes no shard of zeros
-                raise FileNotFoundError(f"{name} is not there")
 
     @cached_property
     def columns(self) -> dict[str, Shaped[np.ndarray, " N *row"]]:
         """All columns of `drgn_ray.particles.schema` (about 100 bytes a particle)."""
-        return {name: self._read_column(name) for name in COLUMN}
+        return {name: self._column(name) for name in COLUMN}
 
     @cached_property
     def has_damping(self) -> bool:
         """Whether images differ in CTF scale factor or dose, as those of tilt series do."""
         # These two alone: networks are loaded where the other columns are not needed.
-        return bool((self._read_column("ctf_scalefactor") != 1).any() or self._read_column("dose").any())
+        return bool((self._column("ctf_scalefactor") != 1).any() or self._column("dose").any())
+
+    def _column(self, name: str) -> Shaped[np.ndarray, " N *row"]:
+        return patiently(self.path, lambda: self._read_column(name))
 
     def _read_column(self, name: str) -> Shaped[np.ndarray, " N *row"]:
         self._read_checked(f"{name}/zarr.json")
         try:
-            return np.asarray(zarr.open_array(f"{self.path}/{name}", mode="r")[...])
+            return np.asarray(zarr.open_array(self._zarr, path=name, mode="r")[...])
         except ValueError as error:
             raise self._damaged(f"its column {name} is damaged ({error})") from error
 
@@ -383,6 +379,17 @@ class ParticleStore:
         """Read all original tables by name."""
         names = [name.removesuffix(".parquet") for name in self._files if name.endswith(".parquet")]
         return {name: self.table(name) for name in names}
+
+
+class _Whole(WrapperStore[Store]):
+    """Of what Zarr reads, no chunk is missing: one whose file is away is an error, and not zeros."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """See `Store`."""
+        found = await super().get(key, prototype, byte_range)
+        if found is None and "/c/" in key:
+            raise FileNotFoundError(f"{key} is not there")
+        return found
 
 
 def reopen(path: str) -> ParticleStore:

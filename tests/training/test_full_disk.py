@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)  # a log may be open
 
 
-def fill(disk: Path) -> Path:
+def fill(disk: Path) -> None:
     """Leave no byte free."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -42,35 +41,34 @@ def fill(disk: Path) -> Path:
                     pass
             except OSError:
                 continue
-    return filler
 
 
 class FillsAfter(LogReporter):
-    """Fills the disk when the first epoch is told, and perhaps empties it a second later."""
+    """Fills the disk when the first epoch is told."""
 
-    def __init__(self, run: RunDirectory, num_epochs: int, disk: Path, *, for_ever: bool) -> None:
+    def __init__(self, run: RunDirectory, num_epochs: int, disk: Path) -> None:
         super().__init__(run, num_epochs)
-        self.disk, self.for_ever = disk, for_ever
+        self.disk = disk
 
     def epoch(self, step: int, *others: object) -> None:
         super().epoch(step, *others)  # type: ignore[arg-type]
         if others[0]["epoch"] == 1:  # type: ignore[index]
-            filler = fill(self.disk)
-            if not self.for_ever:
-                threading.Timer(1, filler.unlink).start()
+            fill(self.disk)
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(
     store_path: Path,
     tmp_path: Path,
     small_disk: Path,
+    once_it_waits: Callable[[Callable[[], object]], None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(patience, "RETRY_SECONDS", 0.1)
     config, run = settings(store_path, 3), RunDirectory(small_disk / "run")
     run.begin(config)
-    train(config, run, partial(FillsAfter, run, 3, small_disk, for_ever=False))
+    once_it_waits((small_disk / "filler").unlink)
+    train(config, run, partial(FillsAfter, run, 3, small_disk))
     assert "waiting for its storage" in caplog.text
     assert "No space left on device" in caplog.text
     undisturbed = run_to_the_end(config, tmp_path / "undisturbed")
@@ -87,7 +85,7 @@ def test_a_disk_that_stays_full_ends_a_training_with_a_sentence_and_it_goes_on_l
     config, run = settings(store_path, 3), RunDirectory(small_disk / "run")
     run.begin(config)
     with pytest.raises(StorageError, match=r"its storage failed for \d s .*No space left on device"):
-        train(config, run, partial(FillsAfter, run, 3, small_disk, for_ever=True))
+        train(config, run, partial(FillsAfter, run, 3, small_disk))
     (small_disk / "filler").unlink()
     train(config, run, partial(LogReporter, run, 3))
     assert [line["epoch"] for line in lines(run, "epoch")] == [1, 2, 3]
