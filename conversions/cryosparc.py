@@ -162,7 +162,8 @@ class CryosparcSource:
         return values
 
     def _numbers(self, name: str, *shape: int) -> np.ndarray:
-        return self._field(name, "iuf", *shape).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # values of any bits: which are no numbers is found later, and said
+            return self._field(name, "iuf", *shape).astype(np.float64)
 
 
 def _prefixes(names: Sequence[str]) -> str:

@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 PHYSICS = Path(__file__).parents[1] / "drgn_ray" / "physics"
 # All of physics but the loop that Numba compiles, which must find it as it is written.
 CHECKED = [f"drgn_ray.physics.{path.stem}" for path in PHYSICS.glob("*.py") if path.stem != "gridding"]
 install_import_hook([*CHECKED, "drgn_ray.models"], "beartype.beartype")
+
+# What examples are tried changes with the code, and not with the day; long forms look for others.
+settings.register_profile("repeatable", derandomize=True)
+if "DRGN_RAY_FUZZ_EXAMPLES" not in os.environ:
+    settings.load_profile("repeatable")
 
 REFERENCE_DATA = Path(os.environ.get("DRGN_RAY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

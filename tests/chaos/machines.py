@@ -176,15 +176,15 @@ class Machines:
         return int(self._ask("ray.cluster_resources().get('CPU', 0)") or 0)
 
     def _ask(self, expression: str) -> Any:
-        code = (
-            f"import json, ray; ray.init(logging_level='ERROR', log_to_driver=False); print(json.dumps({expression}))"
-        )
+        code = "import json, ray; ray.init(logging_level='ERROR', log_to_driver=False); "
+        code += f"print('\\nanswer', json.dumps({expression}), flush=True)"  # among what Ray prints
         environment = self.environment | {"RAY_ADDRESS": self.address}
         command = [sys.executable, "-c", code]
         said = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS
         )
-        return json.loads(said.stdout.strip().splitlines()[-1]) if said.returncode == 0 else None
+        answers = [line for line in said.stdout.splitlines() if line.startswith("answer ")]
+        return json.loads(answers[0].removeprefix("answer ")) if said.returncode == 0 else None
 
     def stop(self) -> None:
         for machine in self.running[::-1]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_particles_that_change_during_a_training_end_it(store: Path, tmp_path: P
         try:
             while not load_position(run.checkpoints).history:
                 assert training.poll() is None
+                time.sleep(0.05)
             convert_others_to(store)
             _, error = training.communicate(timeout=WAIT_SECONDS)
         finally:

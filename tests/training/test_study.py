@@ -57,7 +57,7 @@ def test_later_trials_are_nearer_to_the_best_point() -> None:
         learned += known[num_at_random(sweep) :]
     assert missed(learned) < 0.65 * missed(at_random)
     assert np.mean([each.chosen["size"] == "large" for each in learned]) > 0.7
-    assert np.mean([each.state == "failed" for each in learned]) < 0.1
+    assert np.mean([each.state == "failed" for each in learned]) < 0.2
 
 
 def test_with_minutes_as_an_objective_quick_trials_are_asked_for_too() -> None:
@@ -71,7 +71,7 @@ def test_with_minutes_as_an_objective_quick_trials_are_asked_for_too() -> None:
             found = trained(chosen)
             known.append(Tried(chosen, "finished", found.gains, minutes) if found.gains else found)
         share[objectives] = np.mean([each.chosen["size"] == "small" for each in known[num_at_random(sweep) :]])
-    assert share["[gain]"] < 0.3 < share["[gain, minutes]"] < 0.8
+    assert share["[gain]"] < 0.4 < share["[gain, minutes]"] < 0.8
 
 
 def test_what_is_asked_next_follows_from_the_directory_alone(tmp_path: Path) -> None:
