@@ -395,7 +395,7 @@ def _directory_told(tracked: TrackedRun) -> Path | None:
     if (database := local_database(tracked.uri)) and not database.exists():  # which would be made anew
         return None
     try:
-        return Path(tracked.client.get_run(tracked.run_id).data.tags[_DIRECTORY])
+        return Path(tracked.client.get_run(tracked.run_id).data.tags.get(_DIRECTORY, tracked.path))
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             raise

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import own_ray
 from star_sets import Refused, StarSet, random_set
 
 from drgn_ray.particles.store import ParticleStore
@@ -63,14 +62,11 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 
 @pytest.fixture
 def two_cpus() -> Iterator[None]:
-    """Ray on this machine with two logical CPUs, in a short temporary folder (sockets have short paths)."""
+    """Ray on this machine with two logical CPUs."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    folder = tempfile.mkdtemp(prefix="dr_", dir="/tmp")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_ray(2):
+        yield
