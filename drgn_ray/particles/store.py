@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -258,7 +258,7 @@ class ParticleStore:
         self._files, self._digests = attributes["files"], attributes["sha256"]
         self._check_files()
         self._read_checked("images/zarr.json")
-        self._zarr = _Whole(zarr.open_group(self.path, mode="r").store)
+        self._zarr = _Whole(zarr.open_group(self.path, mode="r").store, self._files)
         try:
             self.images = zarr.open_array(self._zarr, path="images", mode="r")
         except (ValueError, KeyError, TypeError) as error:  # whatever damaged metadata makes of Zarr
@@ -382,12 +382,22 @@ class ParticleStore:
 
 
 class _Whole(WrapperStore[Store]):
-    """Of what Zarr reads, no chunk is missing: one whose file is away is an error, and not zeros."""
+    """A store of which these files are known: where one of them is away, that is an error, and not zeros.
+
+    Others may be missing: Zarr writes no shard of zeros.
+    """
+
+    def __init__(self, store: Store, files: Container[str]) -> None:
+        super().__init__(store)
+        self._files = files
+
+    def _with_store(self, store: Store) -> _Whole:
+        return _Whole(store, self._files)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """See `Store`."""
         found = await super().get(key, prototype, byte_range)
-        if found is None and "/c/" in key:
+        if found is None and key in self._files:
             raise FileNotFoundError(f"{key} is not there")
         return found
 
