@@ -296,7 +296,7 @@ def test_a_training_under_faults_ends_as_one_without(world: World, tmp_path: Pat
 
     # As good as an undisturbed one: Ray does not promise which blocks a worker gets, and in which order.
     of_run, alone = last_loss(world.run), undisturbed(world, RunDirectory(tmp_path / "undisturbed"))
-    print(f"held-out loss {of_run:.5f}, undisturbed {alone:.5f}")
+    print(f"{world.num_epochs} epochs, held-out loss {of_run:.5f}, undisturbed {alone:.5f}")
     assert of_run == pytest.approx(alone, rel=0.02)  # two workers alone change 1.5%
 
 
