@@ -19,7 +19,7 @@ from conversions.table import SAME_APIX, ParticleTable, Sampling
 from drgn_ray.distributed.tasks import is_cluster_there, run_tasks
 from drgn_ray.errors import ParticleFileError, StoreError
 from drgn_ray.particles import normalise
-from drgn_ray.particles.store import ParticleStore, StoreInfo, StoreWriter, read_info
+from drgn_ray.particles.store import ParticleStore, StoreInfo, StoreWriter
 from drgn_ray.physics.fourier import fourier_crop, fourier_resample
 from drgn_ray.progress import Progress
 
@@ -57,10 +57,10 @@ def convert(table: ParticleTable, options: Options) -> ParticleStore:
     writer = StoreWriter(options.output)
     info = None if options.overwrite else writer.unfinished_info()
     if info is None:
-        done = None if options.overwrite else read_info(options.output)
-        if done is not None and _agrees(done, table, options, target):
+        done = ParticleStore(options.output) if writer.is_store() and not options.overwrite else None
+        if done is not None and _agrees(done.info, table, options, target):
             logger.info("%s: it is whole already, of these particles; nothing is converted again", options.output)
-            return ParticleStore(options.output)
+            return done
         _check_output(writer, options)
         info = _plan(table, options, target)
         _create(writer, info, table, target)

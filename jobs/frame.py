@@ -85,6 +85,8 @@ class Frame:
 @contextmanager
 def job_frame(output: str) -> Iterator[Frame]:
     """Print job and output, run the command, print them again with its results."""
+    if not output:
+        raise ConfigError("-o", "it is empty", "pass the name of what is to be written")
     if submitted_job() and not (os.path.isabs(output) or "://" in output):
         raise ConfigError(
             output, "a job's working folder goes when the job ends", "pass an absolute path, which every machine sees"

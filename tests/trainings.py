@@ -23,11 +23,9 @@ NETWORK += " --lr-schedule constant"
 FOR_EVER = 10_000  # epochs: however fast a machine is, what is to happen meanwhile does
 
 
-def train_command(
-    store: Path, run: RunDirectory, num_workers: int, num_epochs: int = FOR_EVER, seed: int = 0
-) -> list[str]:
+def train_command(store: Path, run: RunDirectory, num_workers: int, num_epochs: int = FOR_EVER) -> list[str]:
     """Write the command that trains a network whose epochs take seconds; however long, the first ones are the same."""
-    how = f"{NETWORK} -n {num_epochs} --workers {num_workers} --cpus-per-worker 1 --seed {seed} --no-analysis"
+    how = f"{NETWORK} -n {num_epochs} --workers {num_workers} --cpus-per-worker 1 --no-analysis"
     return [sys.executable, "-m", "jobs.train", str(store), "-o", str(run.path), *how.split()]
 
 

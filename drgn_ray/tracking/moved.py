@@ -65,7 +65,10 @@ def _was_beside(named: str, experiment: str) -> bool:
 
 
 def _stayed(named: str, here: str) -> bool:
-    return Path(named).exists() and not Path(here).exists()
+    """Whether artifacts are elsewhere than the database: that moved without them, or never was beside them."""
+    there = Path(named).parents[1]
+    never_beside = there.exists() and not (there / DATABASE).exists()
+    return not Path(here).exists() and (Path(named).exists() or never_beside)
 
 
 def _is_of(named: str, runs_folder: Path) -> bool:

@@ -865,4 +865,6 @@ class TestOutput:
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         (tmp_path / "file.star").write_text("text")
         output = f"{tmp_path}/{place}" if place else ""
-        self.refuse(["convert", str(star_set.write()), "-o", output, "--workers", "0"], capsys)
+        line = self.refuse(["convert", str(star_set.write()), "-o", output, "--workers", "0"], capsys)
+        assert line.startswith(f"drgn-ray: {output}: " if place else "drgn-ray: -o: ")
+        assert (tmp_path / "file.star").read_text() == "text"

@@ -125,6 +125,16 @@ def test_a_finished_conversion_given_again_leaves_the_store_as_it_is(
     assert {file: file.stat().st_mtime_ns for file in (killed / STORE).rglob("*")} == before
 
 
+def test_a_finished_conversion_whose_store_is_damaged_is_not_taken_for_whole(
+    killed: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", *words]) == 0
+    settings = killed / STORE / "zarr.json"
+    settings.write_text(settings.read_text().replace('"scale"', '"scales"'))
+    assert main(["convert", *words]) == 2
+    assert "its file zarr.json is damaged; convert the particles again with --overwrite" in capsys.readouterr().err
+
+
 def test_finished_shards_are_not_written_again(killed: Path, words: list[str]) -> None:
     shards = [killed / STORE / f"images/c/{int(record.stem)}/0/0" for record in finished_shards(killed)]
     before = [shard.stat().st_mtime_ns for shard in shards]

@@ -144,6 +144,19 @@ def test_a_database_moved_without_its_artifacts_still_finds_them(runs: Path, run
     assert files(there) == {"config.yaml"}
 
 
+def test_a_database_that_is_elsewhere_than_its_runs_leaves_artifacts_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "records").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local_uri(tmp_path / "records"))
+    tracked(tmp_path / "runs" / "a")
+    again = tracked(tmp_path / "runs" / "a")
+    again.artifacts(again.path / "config.yaml")
+    assert files(again) == {"config.yaml"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"a", "mlartifacts"}
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {"mlflow.db"}
+
+
 def test_a_run_begun_anew_with_the_same_settings_is_the_same_run(runs: Path, run_id: str) -> None:
     assert tracked(runs / "a").run_id == run_id  # it has no checkpoint
     other = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"seed": 7})})
