@@ -86,7 +86,7 @@ class Frame:
 def job_frame(output: str) -> Iterator[Frame]:
     """Print job and output, run the command, print them again with its results."""
     if not output:
-        raise ConfigError("-o", "it is empty", "pass the name of what is to be written")
+        raise ConfigError("-o", "its path is empty", "pass that of what is to be written")
     if submitted_job() and not (os.path.isabs(output) or "://" in output):
         raise ConfigError(
             output, "a job's working folder goes when the job ends", "pass an absolute path, which every machine sees"
